@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+void bind_attach(nanobind::module_ & m);
 void bind_bootstrap(nanobind::module_ & m);
 void bind_error(nanobind::module_ & m);
 void bind_session(nanobind::module_ & m);

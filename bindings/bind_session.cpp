@@ -60,6 +60,11 @@ nb::tuple routes(const safex::RawRoutes & raw, const std::vector<safex::RouterFa
     return nb::make_tuple(stack(raw.ids, routers, -1), stack(raw.weights, routers, 0.0f), stack(raw.probs, routers, 0.0f));
 }
 
+// Text of tokens may end in the middle of a character.
+nb::str to_str(const std::string & text) {
+    return nb::steal<nb::str>(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
 const char * finish_name(safex::Finish finish) {
     switch (finish) {
         case safex::Finish::stop: return "stop";
@@ -71,7 +76,12 @@ const char * finish_name(safex::Finish finish) {
 nb::dict to_dict(safex::Result && result, const safex::RunOptions & options, const safex::ModelFacts & facts) {
     nb::dict dict;
     dict["generated"] = result.generated;
+    dict["text"]      = to_str(result.text);
     dict["finish"]    = finish_name(result.finish);
+    if (!options.targets.empty()) {
+        const size_t n_rows = result.scores.size() / options.targets.size();
+        dict["scores"]      = to_numpy<float, 2>(std::move(result.scores), {n_rows, options.targets.size()});
+    }
     if (options.statistics) {
         dict["prompt"]   = statistics(result.prompt);
         dict["suffix"]   = statistics(result.suffix);
@@ -108,12 +118,25 @@ std::vector<safex::Mask> to_masks(const nb::list & masks) {
     return result;
 }
 
-// Each request is (tokens, n_suffix, mask, max_new).
+// Each request is (tokens, n_suffix, n_forced, (mask of the prompt, of the response), max_new, (temperature, top_p, seed)).
+safex::Request to_request(nb::handle request) {
+    const nb::handle masks    = request[3];
+    const nb::handle sampling = request[5];
+    safex::Request   result;
+    result.tokens        = nb::cast<std::vector<int32_t>>(request[0]);
+    result.n_suffix      = nb::cast<int>(request[1]);
+    result.n_forced      = nb::cast<int>(request[2]);
+    result.mask          = nb::cast<int>(masks[0]);
+    result.response_mask = nb::cast<int>(masks[1]);
+    result.max_new       = nb::cast<int>(request[4]);
+    result.sampling      = {nb::cast<float>(sampling[0]), nb::cast<float>(sampling[1]), nb::cast<uint32_t>(sampling[2])};
+    return result;
+}
+
 std::vector<safex::Request> to_requests(const nb::list & requests) {
     std::vector<safex::Request> result;
     for (nb::handle request : requests) {
-        result.push_back({nb::cast<std::vector<int32_t>>(request[0]), nb::cast<int>(request[1]), nb::cast<int>(request[2]),
-                          nb::cast<int>(request[3])});
+        result.push_back(to_request(request));
     }
     return result;
 }
@@ -136,16 +159,20 @@ bool tick_python(const nb::object & tick, uint64_t n_done, std::optional<nb::pyt
 }
 
 void run(safex::Session & session, const nb::list & requests, const nb::list & masks, const nb::object & on_result,
-         const nb::object & tick, bool with_statistics, bool with_routes, bool with_logits) {
+         const nb::object & tick, bool with_statistics, bool with_routes, bool with_logits,
+         const std::vector<int32_t> & targets, const std::vector<std::string> & stop, bool share_prefixes) {
     const std::vector<safex::Request> native_requests = to_requests(requests);
     std::optional<nb::python_error>   raised;
     safex::RunOptions                 options;
-    options.masks      = to_masks(masks);
-    options.statistics = with_statistics;
-    options.routes     = with_routes;
-    options.logits     = with_logits;
-    options.tick       = [&](uint64_t n_done) { return tick_python(tick, n_done, raised); };
-    const auto deliver = [&](size_t index, safex::Result && result) {
+    options.masks          = to_masks(masks);
+    options.statistics     = with_statistics;
+    options.routes         = with_routes;
+    options.logits         = with_logits;
+    options.targets        = targets;
+    options.stop           = stop;
+    options.share_prefixes = share_prefixes;
+    options.tick           = [&](uint64_t n_done) { return tick_python(tick, n_done, raised); };
+    const auto deliver     = [&](size_t index, safex::Result && result) {
         const nb::gil_scoped_acquire acquire;
         on_result(index, to_dict(std::move(result), options, session.facts()));
     };
@@ -197,8 +224,7 @@ void init(safex::Session * self, const std::string & path, int n_gpu_layers, int
 }
 
 nb::str detokenize(const safex::Session & session, const std::vector<int32_t> & tokens, bool special) {
-    const std::string text = session.detokenize(tokens, special);
-    return nb::steal<nb::str>(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+    return to_str(session.detokenize(tokens, special));
 }
 
 }  // namespace
@@ -242,5 +268,7 @@ void bind_session(nb::module_ & m) {
         .def_prop_ro("devices", &safex::Session::device_description)
         .def("tokenize", &safex::Session::tokenize, "text"_a, "parse_special"_a)
         .def("detokenize", &detokenize, "tokens"_a, "special"_a)
-        .def("run", &run, "requests"_a, "masks"_a, "on_result"_a, "tick"_a.none(), "statistics"_a, "routes"_a, "logits"_a);
+        .def("run", &run, "requests"_a, "masks"_a, "on_result"_a, "tick"_a.none(), "statistics"_a = false,
+             "routes"_a = false, "logits"_a = false, "targets"_a = std::vector<int32_t>(),
+             "stop"_a = std::vector<std::string>(), "share_prefixes"_a = true);
 }

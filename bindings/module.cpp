@@ -3,6 +3,7 @@
 
 NB_MODULE(_native, m) {
     m.doc() = "Native core of safex: the patched llama.cpp session with its expert tap.";
+    bind_attach(m);
     bind_bootstrap(m);
     bind_error(m);
     bind_session(m);

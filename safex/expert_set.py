@@ -7,6 +7,7 @@ A file of ``identify`` also holds the model, the parameters, the controls and a 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,30 @@ class ExpertSet:
             "clusters": self.clusters,
         }
         return {key: value for key, value in parts.items() if key == "groups" or value not in (None, {})}
+
+
+def parse_experts(text: str) -> list[Expert]:
+    """Experts as a command line names them: ``FILE`` (all its groups), ``FILE:group``, or ``L:E,L:E``.
+
+    Raises InputError for a list that can't be read, an unknown group (the message names the groups), an empty one.
+
+    >>> parse_experts("3:17,4:2")
+    [Expert(layer=3, expert=17), Expert(layer=4, expert=2)]
+    """
+    if re.fullmatch(r"[\d:,\s-]+", text):
+        experts = [to_expert(part.strip()) for part in text.split(",")]
+        _refuse_duplicates("the list", experts)
+        return experts
+    path, colon, group = text.rpartition(":")
+    if not colon or Path(text).exists():
+        path, group = text, ""
+    groups = ExpertSet.load(path).groups
+    if group and group not in groups:
+        raise InputError(f"{path}: has no group {group!r}; its groups are {', '.join(groups) or 'none'}")
+    chosen = groups[group] if group else [expert for experts in groups.values() for expert in experts]
+    if not chosen:
+        raise InputError(f"{text}: holds no experts: there is nothing to mask")
+    return list(dict.fromkeys(chosen))
 
 
 def is_expert_set(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias, cast
 from .errors import InputError
 
 MODES = ("zero", "reroute", "force")
+PHASES = ("prompt", "response", "both")
 
 
 class Expert(NamedTuple):
@@ -66,6 +67,26 @@ def to_masks(mask: MaskLike, mode: str, gain: float, n_prompts: int) -> tuple[li
     which = [numbers.setdefault(experts, len(numbers)) for experts in lists]
     native = [[(e.layer, e.expert, mode, gain) for e in experts] for experts in numbers if experts]
     return native, which
+
+
+class Intervention(NamedTuple):
+    """A mask and how it acts: ``mode``, the ``gain`` of mode ``zero``, and the ``phase`` ("both", or only one)."""
+
+    mask: MaskLike = None
+    mode: str = "zero"
+    gain: float = 0.0
+    phase: str = "both"
+
+    def numbered(self, n_prompts: int) -> tuple[list[NativeMask], list[tuple[int, int]]]:
+        """The distinct masks and, for each prompt, the numbers (0: none) of its mask in prompt and response.
+
+        Raises InputError as ``to_masks`` does, and for an unknown phase.
+        """
+        if self.phase not in PHASES:
+            raise InputError(f"phase is {self.phase!r}, expected one of {', '.join(PHASES)}")
+        masks, which = to_masks(self.mask, self.mode, self.gain, n_prompts)
+        in_prompt, in_response = self.phase != "response", self.phase != "prompt"
+        return masks, [(number * in_prompt, number * in_response) for number in which]
 
 
 def _per_prompt(mask: MaskLike, n_prompts: int) -> list[tuple[Expert, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,10 @@ import numpy.typing as npt
 from . import library, model_file
 from .chat import ChatTemplate, common_tail
 from .errors import InputError
-from .experts import MaskLike, NativeMask, to_masks
+from .experts import ExpertList, Intervention, MaskLike, NativeMask
+from .generation import Response as Response
+from .generation import Route as Route
+from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
@@ -25,34 +29,8 @@ from .prompts import Prompt, PromptSet
 Tokens: TypeAlias = Sequence[int]
 Prompts: TypeAlias = "PromptSet | Sequence[str] | Sequence[Tokens]"
 Counter: TypeAlias = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Route:
-    """What the routers did for one token list.
-
-    ``ids`` int32 [n_layers, n_tokens, top_k] selected experts, best first; ``weights`` float32 likewise, the gate
-    weight that multiplies the expert's output (before any gain of a mask); ``probs`` float32 likewise, the router
-    probability before top-k renormalisation. ``layers`` are GGUF block indices. A layer that selects fewer experts
-    than the widest one is padded with id -1.
-    """
-
-    ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    probs: npt.NDArray[np.float32]
-    layers: list[int]
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer: ``text``, its ``tokens``, ``finish`` ("stop" or "length"), the prompt's tokens, and where asked
-    for the routes of the prompt's and the answer's tokens, in that order."""
-
-    text: str
-    tokens: list[int]
-    finish: str
-    prompt_tokens: list[int]
-    route: Route | None = None
+NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
+OnResponse: TypeAlias = Callable[[int, Response], None]
 
 
 @dataclass(frozen=True)
@@ -133,6 +111,8 @@ class Model:
             on_load,
         )
         self._lock = threading.Lock()
+        self._runs_in: int | None = None  # the thread of the call that runs
+        self._default: Intervention | None = None  # of masked()
         self._settings = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "kv_type": kv_type}
         self._settings["flash_attn"] = "auto" if flash_attn is None else str(flash_attn).lower()
         self.facts: Any = self._session.facts
@@ -144,6 +124,8 @@ class Model:
         self.chat = ChatTemplate(
             self.facts.chat_template, *map(self._token_text, (self.facts.bos, self.facts.eos))
         )
+        # Channels are special tokens, which no text shows; a single one means that the vocabulary has it.
+        self._has_channels = len(self.tokenize(CHANNEL)) == 1
         self.fingerprint: str = model_file.fingerprint(self.path)
 
     def close(self) -> None:
@@ -196,18 +178,35 @@ class Model:
 
     # --- runs
 
+    @contextmanager
+    def masked(
+        self, experts: ExpertList, mode: str = "zero", gain: float = 0.0, phase: str = "both"
+    ) -> Iterator[Model]:
+        """Within it, ``generate``, ``score``, ``logits`` and ``route`` use this mask where they are given none.
+
+        An empty list given to them means no mask.
+
+        >>> with Model("demo") as model, model.masked(["0:1"]):
+        ...     inside = model.logits([5, 6, 7])
+        >>> bool((inside == Model("demo").logits([5, 6, 7], ["0:1"])).all())
+        True
+        """
+        before, self._default = self._default, Intervention(experts, mode, gain, phase)
+        try:
+            self._default.numbered(1)
+            yield self
+        finally:
+            self._default = before
+
     def route(self, tokens: Tokens, mask: MaskLike = None, mode: str = "zero", gain: float = 0.0) -> Route:
-        """What the routers do for one raw token list, under ``mask`` where given."""
-        masks, which = to_masks(mask, mode, gain, 1)
-        (result,) = self._run([(list(tokens), 0, which[0], 0)], masks, routes=True)
-        return self._to_route(result)
+        """What the routers do for one raw token list, all of it prompt, under ``mask`` where given."""
+        return self._to_route(self._run_prompt(tokens, self._intervention(mask, mode, gain), routes=True))
 
     def logits(
         self, tokens: Tokens, mask: MaskLike = None, mode: str = "zero", gain: float = 0.0
     ) -> npt.NDArray[np.float32]:
-        """Logits float32 [n_tokens, n_vocab] for one raw token list, under ``mask`` where given."""
-        masks, which = to_masks(mask, mode, gain, 1)
-        (result,) = self._run([(list(tokens), 0, which[0], 0)], masks, logits=True)
+        """Logits float32 [n_tokens, n_vocab] for one raw token list, all of it prompt, under ``mask`` where given."""
+        result = self._run_prompt(tokens, self._intervention(mask, mode, gain), logits=True)
         logits: npt.NDArray[np.float32] = result["logits"]
         return logits
 
@@ -218,20 +217,87 @@ class Model:
         mask: MaskLike = None,
         mode: str = "zero",
         gain: float = 0.0,
+        *,
+        phase: str = "both",
+        n_samples: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
         routes: bool = False,
         on_tokens: Counter | None = None,
+        on_response: OnResponse | None = None,
     ) -> list[Response]:
-        """Greedy answers, many prompts at once, templated like ``profile``.
+        """Answers, many at once, templated like ``profile``: prompts in order, the samples of a prompt together.
 
-        ``mask`` is one list of experts for all prompts or one list for each; ``gain`` is the factor of mode
-        ``zero``. ``on_tokens`` hears about ten times a second how many tokens were processed.
+        ``mask`` is one list of experts for all prompts or one list (or None) for each; ``gain`` is the factor of
+        mode ``zero``; ``phase`` says where the mask acts: on the "prompt" (up to the token that the first one of
+        the answer follows), the "response", or "both". ``temperature`` 0 is greedy; else ``n_samples`` answers
+        a prompt are drawn, of the tokens that reach ``top_p`` together, each with a random stream of its own made
+        from ``seed``, the prompt's place and the sample's. ``stop`` are texts that end an answer.
+
+        ``on_response(index, response)`` hears of each answer as it is done, index = prompt * n_samples + sample;
+        what it raises ends the run. ``on_tokens`` hears about ten times a second how many tokens were processed.
+
+        Raises InputError, before anything is computed, for settings out of range, a mask that the model can't
+        have, and a prompt that with ``max_new`` tokens exceeds the context.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
+        sampling = Sampling(n_samples, temperature, top_p, seed, stop)
+        encoded = self._encode_all(prompts)
         self.check_lengths(encoded, prompts, max_new)
-        masks, which = to_masks(mask, mode, gain, len(encoded))
-        requests = [(e.tokens, e.n_suffix, m, max_new) for e, m in zip(encoded, which, strict=True)]
-        results = self._run(requests, masks, routes=routes, on_tokens=on_tokens)
-        return [self._to_response(e, r, routes) for e, r in zip(encoded, results, strict=True)]
+        masks, which = self._intervention(mask, mode, gain, phase).numbered(len(encoded))
+        responses: dict[int, Response] = {}
+
+        def on_result(index: int, result: dict[str, Any]) -> None:
+            prompt = encoded[index // sampling.n_samples]
+            responses[index] = self._to_response(prompt, result, sampling.stops)
+            if on_response:
+                on_response(index, responses[index])
+
+        requests = [
+            _request(item, numbers, max_new, sampling=sampling.of(prompt, sample))
+            for prompt, (item, numbers) in enumerate(zip(encoded, which, strict=True))
+            for sample in range(sampling.n_samples)
+        ]
+        self._run(requests, masks, on_result, on_tokens, routes=routes, stop=sampling.stops)
+        return [responses[index] for index in range(len(requests))]
+
+    def score(
+        self,
+        prompts: Prompts,
+        targets: Sequence[int],
+        mask: MaskLike = None,
+        mode: str = "zero",
+        gain: float = 0.0,
+        continuation: Sequence[int] = (),
+        *,
+        phase: str = "both",
+        on_tokens: Counter | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Log-probabilities of ``targets`` at the first tokens of the answer: float32 [n_prompts, 1 + C, n_targets].
+
+        They are natural logarithms, normalised over the vocabulary. Row 0 is where the first token of the answer is
+        predicted; row i follows the first i tokens of ``continuation``, C tokens that the answer is made to begin
+        with. ``mask``, ``mode``, ``gain`` and ``phase`` as in ``generate``; thousands of prompts that differ in their
+        mask only are cheap.
+
+        >>> with Model("demo") as model:
+        ...     model.score(["How do I bake bread?"], targets=[5, 6, 7]).shape
+        (1, 1, 3)
+        """
+        encoded = self._encode_all(prompts)
+        self.check_lengths(encoded, prompts, len(continuation))
+        masks, which = self._intervention(mask, mode, gain, phase).numbered(len(encoded))
+        forced = [int(token) for token in continuation]
+        scores = np.empty((len(encoded), 1 + len(forced), len(targets)), np.float32)
+
+        def on_result(index: int, result: dict[str, Any]) -> None:
+            scores[index] = result["scores"]
+
+        requests = [_request(e, numbers, forced=forced) for e, numbers in zip(encoded, which, strict=True)]
+        if len(targets):
+            self._run(requests, masks, on_result, on_tokens, targets=[int(token) for token in targets])
+        return scores
 
     def profile(
         self,
@@ -280,9 +346,8 @@ class Model:
         def on_result(index: int, result: dict[str, Any]) -> None:
             deliver(index, {name: result[name] for name in names})
 
-        with self._lock:
-            requests = [(e.tokens, e.n_suffix, 0, max_new) for e in encoded]
-            self.session.run(requests, [], on_result, on_tokens, True, False, False)
+        requests = [_request(item, (0, 0), max_new) for item in encoded]
+        self._run(requests, [], on_result, on_tokens, statistics=True)
 
     def check_lengths(
         self, encoded: Sequence[Encoded], prompts: Prompts, max_new: int, first: int = 0
@@ -329,27 +394,79 @@ class Model:
         }
         return names.get(number, "unknown")
 
+    def _intervention(self, mask: MaskLike, mode: str, gain: float, phase: str = "both") -> Intervention:
+        """What was asked for, or what ``masked`` says where nothing was."""
+        given = Intervention(mask, mode, gain, phase)
+        return self._default if mask is None and self._default is not None else given
+
+    def _encode_all(self, prompts: Prompts) -> list[Encoded]:
+        """Every prompt encoded; a text that occurs more than once only once."""
+        if isinstance(prompts, str):
+            raise InputError("prompts is one text, expected a list: [text]")
+        known: dict[str | Prompt, Encoded] = {}
+        encoded = []
+        for prompt in prompts:
+            if not isinstance(prompt, (str, Prompt)):
+                encoded.append(self.encode(prompt))
+                continue
+            if prompt not in known:
+                known[prompt] = self.encode(prompt)
+            encoded.append(known[prompt])
+        return encoded
+
+    def _run_prompt(
+        self, tokens: Tokens, intervention: Intervention, **wanted: bool
+    ) -> dict[str, Any]:
+        """What the core returns for one raw token list."""
+        masks, (numbers,) = intervention.numbered(1)
+        results: dict[int, dict[str, Any]] = {}
+        prompt = Encoded([int(token) for token in tokens], 0)
+        self._run([_request(prompt, numbers)], masks, results.__setitem__, **wanted)
+        return results[0]
+
     def _run(
         self,
-        requests: list[tuple[list[int], int, int, int]],
+        requests: list[NativeRequest],
         masks: list[NativeMask],
-        routes: bool = False,
-        logits: bool = False,
+        on_result: Callable[[int, dict[str, Any]], None],
         on_tokens: Counter | None = None,
-    ) -> list[dict[str, Any]]:
-        results: dict[int, dict[str, Any]] = {}
+        **options: Any,
+    ) -> None:
+        """Run requests in the core, one call at a time; ``on_result`` gets each one's index and result when it is done."""
+        if self._runs_in == threading.get_ident():
+            raise InputError("this model is running: what it calls back can't run it again; wait for its answers")
         with self._lock:
-            self.session.run(requests, masks, results.__setitem__, on_tokens, False, routes, logits)
-        return [results[i] for i in range(len(requests))]
+            self._runs_in = threading.get_ident()
+            try:
+                self.session.run(requests, masks, on_result, on_tokens, **options)
+            finally:
+                self._runs_in = None
 
     def _to_route(self, result: dict[str, Any]) -> Route:
         ids, weights, probs = result["routes"]
         return Route(ids, weights, probs, self.layers)
 
-    def _to_response(self, encoded: Encoded, result: dict[str, Any], routes: bool) -> Response:
-        tokens = list(result["generated"])
-        route = self._to_route(result) if routes else None
-        return Response(self.detokenize(tokens), tokens, result["finish"], encoded.tokens, route)
+    def _to_response(self, encoded: Encoded, result: dict[str, Any], stops: Sequence[str]) -> Response:
+        tokens, text = list(result["generated"]), result["text"]
+        marked = opened_by(self.detokenize(encoded.tokens[-encoded.n_suffix :], special=True))
+        if self._has_channels:
+            marked += cut_at_stop(self.detokenize(tokens, special=True), stops)
+        elif marked:
+            marked += text
+        route = self._to_route(result) if "routes" in result else None
+        return Response(text, tokens, result["finish"], encoded.tokens, route, marked or None)
+
+
+def _request(
+    prompt: Encoded,
+    masks: tuple[int, int],
+    max_new: int = 0,
+    forced: Sequence[int] = (),
+    sampling: tuple[float, float, int] = GREEDY,
+) -> NativeRequest:
+    """A request as the core takes it: ``masks`` are the numbers of the prompt's and the response's."""
+    tokens = [*prompt.tokens, *forced]
+    return tokens, prompt.n_suffix, len(forced), masks, max_new, sampling
 
 
 def as_prompt_set(prompts: Prompts) -> PromptSet:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from safex import Expert, ExpertSet, InputError
+from safex.expert_set import parse_experts
 
 MODEL = {"layers": [1, 2, 3], "n_experts": 8}
 
@@ -100,3 +101,31 @@ def test_experts_that_a_model_lacks() -> None:
     experts.check_model([1], 10, "the profile")
     with pytest.raises(InputError, match="group 'ctrl': expert 1:9: the profile has no experts in layer 1"):
         experts.check_model([0, 2], 10, "the profile")
+
+
+def test_experts_as_a_command_line_names_them(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"safex_expert_set": 1, "groups": {"id": ["1:2", "0:3"], "ctrl": ["0:3", "2:1"], "none": []}},
+    )
+    assert parse_experts("0:3, 2:1") == [(0, 3), (2, 1)]
+    assert parse_experts(f"{path}:ctrl") == [(0, 3), (2, 1)]
+    assert parse_experts(str(path)) == [(1, 2), (0, 3), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FILE:other", "has no group 'other'; its groups are id, none"),
+        ("FILE:none", "holds no experts: there is nothing to mask"),
+        ("nothing.json", "nothing.json: no such file"),
+        ("3", "expert '3': expected a pair"),
+        ("3:4,3:4", "the list' lists expert 3:4 twice"),
+        ("-1:2", "layers and experts count from 0"),
+    ],
+)
+def test_experts_that_cannot_be_read_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, {"safex_expert_set": 1, "groups": {"id": ["1:2"], "none": []}})
+    with pytest.raises(InputError) as caught:
+        parse_experts(text.replace("FILE", str(path)))
+    assert message in str(caught.value)

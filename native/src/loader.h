@@ -19,9 +19,6 @@ struct ContextDeleter {
 using ModelPtr   = std::unique_ptr<llama_model, ModelDeleter>;
 using ContextPtr = std::unique_ptr<llama_context, ContextDeleter>;
 
-// Sequences that may be in flight; also the most rows of logits computed in one ubatch (151k floats each in Qwen3).
-constexpr uint32_t max_sequences = 64;
-
 ModelPtr load_model(const SessionOptions & options);
 
 // `all_outputs`: every token of a ubatch may ask for logits.

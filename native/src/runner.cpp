@@ -1,6 +1,7 @@
 #include "runner.h"
 
 #include "library.h"
+#include "memory.h"
 #include "safex/error.h"
 
 #include <algorithm>
@@ -27,6 +28,12 @@ void append(RawRoutes & to, const RouteLog & log, size_t row, std::span<const Ro
     }
 }
 
+// A token that is computed for several requests has no statistics, routes or logits of its own in each.
+bool may_share(llama_context * context, const RunOptions & options) {
+    const bool everything_is_read = options.statistics || options.routes || options.logits;
+    return options.share_prefixes && !everything_is_read && can_share_prefixes(context);
+}
+
 }  // namespace
 
 Runner::Runner(llama_context * context, Tap & tap, const std::vector<Request> & requests, const RunOptions & options,
@@ -36,16 +43,15 @@ Runner::Runner(llama_context * context, Tap & tap, const std::vector<Request> & 
       requests_(requests),
       options_(options),
       on_result_(on_result),
+      vocab_(llama_model_get_vocab(llama_get_model(context))),
       n_batch_(llama_n_ubatch(context)),
       n_cells_(llama_n_ctx(context)),
-      n_vocab_(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)))),
-      pending_(requests.size()),
+      n_vocab_(static_cast<size_t>(llama_vocab_n_tokens(vocab_))),
+      most_prefixes_(llama_n_seq_max(context) / 4),
+      queue_(requests, most_prefixes_ > 0 && may_share(context, options)),
       free_sequences_(llama_n_seq_max(context)),
       batch_(llama_batch_init(static_cast<int32_t>(n_batch_), 0, 1)),
       last_tick_(std::chrono::steady_clock::now()) {
-    std::iota(pending_.begin(), pending_.end(), 0);
-    std::stable_sort(pending_.begin(), pending_.end(),
-                     [&](size_t a, size_t b) { return requests_[a].tokens.size() > requests_[b].tokens.size(); });
     std::iota(free_sequences_.rbegin(), free_sequences_.rend(), 0);
     tap_.set_masks(options_.masks);
     if (options_.statistics || options_.routes) {
@@ -63,8 +69,12 @@ Runner::~Runner() {
 }
 
 void Runner::run() {
-    while (!pending_.empty() || !active_.empty()) {
+    while (!queue_.empty() || !active_.empty()) {
         compose();
+        if (batch_.n_tokens == 0) {
+            give_up_a_prefix();
+            continue;
+        }
         decode();
         take_outputs();
         retire();
@@ -101,6 +111,7 @@ void Runner::compose() {
 void Runner::add_generated() {
     for (const auto & active : active_) {
         if (active->next >= 0) {
+            choose_mask(*active);
             add_token(*active, active->next, active->n_past++, !active->last);
         }
     }
@@ -122,54 +133,66 @@ void Runner::add_prompts() {
     }
 }
 
-// Prompts longer than a ubatch come first, in part, so that others fill the ubatch their tail ends in; then, of those
-// that fit whole into the room, the longest: no prompt is cut that need not be.
-std::vector<size_t>::iterator Runner::choose(size_t room) {
-    const auto fits_cells = [&](size_t i) { return reserved(requests_[i]) <= n_cells_ - n_reserved_; };
-    const auto whole =
-        std::partition_point(pending_.begin(), pending_.end(), [&](size_t i) { return requests_[i].tokens.size() > room; });
-    const auto found    = std::find_if(whole, pending_.end(), fits_cells);
-    const bool has_long = !pending_.empty() && requests_[pending_.front()].tokens.size() > n_batch_;
-    if (has_long && (room == n_batch_ || found == pending_.end()) && fits_cells(pending_.front())) {
-        return pending_.begin();
-    }
-    return found;
-}
-
 Runner::Active * Runner::admit(size_t room) {
     if (free_sequences_.empty()) {
         return nullptr;
     }
-    const auto chosen = choose(room);
-    if (chosen == pending_.end()) {
+    const auto index = queue_.take(room, n_batch_, n_cells_ - n_reserved_, n_prefixes_ < most_prefixes_);
+    if (!index) {
         return nullptr;
     }
-    auto active      = std::make_unique<Active>();
-    active->index    = *chosen;
-    active->sequence = free_sequences_.back();
-    active->result   = empty_result();
+    const Job & job      = queue_.job(*index);
+    const int   sequence = free_sequences_.back();
     free_sequences_.pop_back();
-    pending_.erase(chosen);
-    n_reserved_ += reserved(request(*active));
-    tap_.set_mask_of_sequence(active->sequence, request(*active).mask);
-    active_.push_back(std::move(active));
+    n_reserved_ += job.n_cells();
+    n_prefixes_ += static_cast<size_t>(job.is_prefix);
+    if (job.parent >= 0) {
+        const auto parent = static_cast<size_t>(job.parent);
+        queue_.job(parent).n_running++;
+        llama_memory_seq_cp(llama_get_memory(context_), kept_.at(parent)->sequence, sequence, 0,
+                            static_cast<llama_pos>(job.n_taken));
+    }
+    const Sampling & sampling = requests_[job.request].sampling;
+    active_.push_back(std::make_unique<Active>(
+        Active{*index, sequence, job.n_taken, Sampler(sampling), StopWatch(vocab_, options_.stop), empty_result()}));
     return active_.back().get();
 }
 
+// Prompt and response share a ubatch only where they share a mask: a sequence has one mask at a time.
 void Runner::add_chunk(Active & active, size_t n_tokens) {
-    const std::vector<int32_t> & tokens = request(active).tokens;
-    const size_t                 end    = std::min(tokens.size(), active.n_past + n_tokens);
+    const Request & r   = request(active);
+    size_t          end = std::min(job(active).n_tokens, active.n_past + n_tokens);
+    if (active.n_past < n_prompt(active) && r.response_mask != same_mask && r.response_mask != r.mask) {
+        end = std::min(end, n_prompt(active));
+    }
+    choose_mask(active);
     for (; active.n_past < end; active.n_past++) {
-        if (options_.logits && static_cast<uint32_t>(n_outputs_) == llama_n_seq_max(context_)) {
+        const bool output = wants_output(active, active.n_past);
+        if (output && n_outputs_ == llama_n_seq_max(context_)) {
             return;
         }
-        add_token(active, tokens[active.n_past], active.n_past, wants_output(active, active.n_past));
+        add_token(active, r.tokens[active.n_past], active.n_past, output);
     }
 }
 
-bool Runner::wants_output(const Active & active, size_t position) const {
+size_t Runner::n_prompt(const Active & active) {
+    return request(active).tokens.size() - static_cast<size_t>(request(active).n_forced);
+}
+
+void Runner::choose_mask(const Active & active) {
+    const Request & r           = request(active);
+    const bool      in_response = active.n_past >= n_prompt(active) && r.response_mask != same_mask;
+    tap_.set_mask_of_sequence(active.sequence, in_response ? r.response_mask : r.mask);
+}
+
+bool Runner::wants_output(const Active & active, size_t position) {
     const Request & r = request(active);
-    return options_.logits || (r.max_new > 0 && position + 1 == r.tokens.size());
+    if (job(active).is_prefix) {
+        return false;
+    }
+    const bool scored    = !options_.targets.empty() && position + 1 >= n_prompt(active);
+    const bool generates = r.max_new > 0 && position + 1 == r.tokens.size();
+    return options_.logits || scored || generates;
 }
 
 void Runner::add_token(Active & active, int32_t token, size_t position, bool output) {
@@ -179,7 +202,7 @@ void Runner::add_token(Active & active, int32_t token, size_t position, bool out
     batch_.n_seq_id[i]  = 1;
     batch_.seq_id[i][0] = active.sequence;
     batch_.logits[i]    = static_cast<int8_t>(output || tap_.needs_all_outputs());
-    slots_.push_back({&active, position, output ? n_outputs_++ : -1});
+    slots_.push_back({&active, position, output ? static_cast<int>(n_outputs_++) : -1});
 }
 
 void Runner::decode() {
@@ -207,22 +230,22 @@ void Runner::take_log(const RouteLog & log) {
             constant_.see(log);
         }
         for (size_t row = 0; row < log.batch_index.size(); row++) {
-            const Slot &    slot     = slots_[static_cast<size_t>(log.batch_index[row])];
-            const Request & r        = request(*slot.active);
-            Result &        result   = slot.active->result;
-            const size_t    n_prompt = r.tokens.size();
+            const Slot &    slot        = slots_[static_cast<size_t>(log.batch_index[row])];
+            const Request & r           = request(*slot.active);
+            Result &        result      = slot.active->result;
+            const size_t    prompt_ends = n_prompt(*slot.active);
             if (options_.routes) {
                 append(result.routes, log, row, tap_.routers());
             }
             if (!options_.statistics) {
                 continue;
             }
-            if (slot.position >= n_prompt) {
+            if (slot.position >= prompt_ends) {
                 result.response.add(log, row, tap_.routers());
                 continue;
             }
             result.prompt.add(log, row, tap_.routers());
-            if (slot.position + static_cast<size_t>(r.n_suffix) >= n_prompt) {
+            if (slot.position + static_cast<size_t>(r.n_suffix) >= prompt_ends) {
                 result.suffix.add(log, row, tap_.routers());
             }
         }
@@ -241,66 +264,109 @@ void Runner::take_outputs() {
         if (row == nullptr) {
             throw Error(ErrorCode::device, "the model returned no logits");
         }
-        Active & active = *slot.active;
+        const std::span<const float> logits(row, n_vocab_);
+        Active &                     active   = *slot.active;
+        const size_t                 n_tokens = request(active).tokens.size();
         if (options_.logits) {
-            active.result.logits.insert(active.result.logits.end(), row, row + n_vocab_);
+            active.result.logits.insert(active.result.logits.end(), logits.begin(), logits.end());
         }
-        if (request(active).max_new > 0 && slot.position + 1 >= request(active).tokens.size()) {
-            sample(active, row);
+        if (!options_.targets.empty() && slot.position + 1 >= n_prompt(active) && slot.position < n_tokens) {
+            append_log_probabilities(logits, options_.targets, active.result.scores);
+        }
+        if (request(active).max_new > 0 && slot.position + 1 >= n_tokens) {
+            take_token(active, logits);
         }
     }
 }
 
-// Greedy: the first of the largest logits.
-void Runner::sample(Active & active, const float * logits) {
-    const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(context_));
-    const auto          token = static_cast<int32_t>(std::max_element(logits, logits + n_vocab_) - logits);
-    if (llama_vocab_is_eog(vocab, token)) {
+void Runner::take_token(Active & active, std::span<const float> logits) {
+    const int32_t token = active.sampler.choose(logits);
+    if (llama_vocab_is_eog(vocab_, token)) {
         active.result.finish = Finish::stop;
         active.last          = true;
         active.next          = -1;
         return;
     }
     active.result.generated.push_back(token);
-    active.next = token;
-    if (static_cast<int>(active.result.generated.size()) == request(active).max_new) {
-        active.result.finish = Finish::length;
+    active.next        = token;
+    const bool stopped = active.stop.add(token);
+    if (stopped || static_cast<int>(active.result.generated.size()) == request(active).max_new) {
+        active.result.finish = stopped ? Finish::stop : Finish::length;
         active.last          = true;
     }
 }
 
-// The last token of a response cut by max_new is fed too where its routing is wanted.
-bool Runner::finished(const Active & active) const {
-    const Request & r = request(active);
-    if (active.n_past < r.tokens.size()) {
+// The last token of a response is fed too where its routing is wanted.
+bool Runner::finished(const Active & active) {
+    if (active.n_past < job(active).n_tokens) {
         return false;
     }
-    if (r.max_new == 0 || active.result.finish == Finish::stop) {
+    if (job(active).is_prefix || request(active).max_new == 0) {
         return true;
     }
-    if (active.result.finish != Finish::length) {
-        return false;
-    }
     const bool routing_wanted = options_.statistics || options_.routes;
-    return !routing_wanted || active.n_past == r.tokens.size() + active.result.generated.size();
+    const bool all_fed        = active.n_past == request(active).tokens.size() + active.result.generated.size();
+    return active.last && (all_fed || !routing_wanted);
 }
 
 void Runner::retire() {
-    llama_memory_t memory = llama_get_memory(context_);
     for (auto & active : active_) {
         if (!finished(*active)) {
             continue;
         }
-        n_reserved_ -= reserved(request(*active));
-        free_sequences_.push_back(active->sequence);
-        llama_memory_seq_rm(memory, active->sequence, -1, -1);
-        on_result_(active->index, std::move(active->result));
-        active.reset();
+        std::unique_ptr<Active> done = std::move(active);
+        if (job(*done).is_prefix) {
+            queue_.children_may_start(done->job);
+            kept_.emplace(done->job, std::move(done));
+            continue;
+        }
+        free_cells(*done);
+        leave_parent(job(*done).parent);
+        done->result.text = cut_at_stop(detokenize(vocab_, done->result.generated, false), options_.stop);
+        on_result_(job(*done).request, std::move(done->result));
     }
     std::erase(active_, nullptr);
-    if (active_.empty()) {
-        llama_memory_clear(memory, false);  // the next ubatch starts at cell 0 again: attention stays short
+    if (active_.empty() && kept_.empty()) {
+        llama_memory_clear(llama_get_memory(context_), false);  // the next ubatch starts at cell 0: attention stays short
     }
+}
+
+void Runner::free_cells(const Active & active) {
+    n_reserved_ -= job(active).n_cells();
+    n_prefixes_ -= static_cast<size_t>(job(active).is_prefix);
+    free_sequences_.push_back(active.sequence);
+    tap_.set_mask_of_sequence(active.sequence, 0);
+    llama_memory_seq_rm(llama_get_memory(context_), active.sequence, -1, -1);
+}
+
+// A prefix whose children are all done goes too, and leaves its own parent.
+void Runner::leave_parent(int parent) {
+    while (parent >= 0) {
+        const auto index = static_cast<size_t>(parent);
+        Job &      job   = queue_.job(index);
+        job.n_running--;
+        job.n_children--;
+        if (job.n_children > 0) {
+            return;
+        }
+        free_cells(*kept_.at(index));
+        kept_.erase(index);
+        parent = job.parent;
+    }
+}
+
+// The kept prefixes leave nobody enough cells or sequences: one that nobody uses goes, for good, so that this ends.
+void Runner::give_up_a_prefix() {
+    const auto found =
+        std::find_if(kept_.begin(), kept_.end(), [&](const auto & kept) { return queue_.job(kept.first).n_running == 0; });
+    if (found == kept_.end()) {
+        throw Error(ErrorCode::device, "no prompt can be started, although the context has room for each");
+    }
+    queue_.orphan_children(found->first);
+    free_cells(*found->second);
+    const int parent = job(*found->second).parent;
+    kept_.erase(found);
+    leave_parent(parent);
 }
 
 bool Runner::tick() {

@@ -4,8 +4,10 @@
 #include "loader.h"
 #include "runner.h"
 #include "safex/error.h"
+#include "text.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace safex {
 
@@ -65,31 +67,50 @@ struct Session::Impl {
         for (const Mask & mask : run_options.masks) {
             check_mask(mask, facts.routers);
         }
-        const uint32_t longest = llama_n_ctx(context.get());
+        check_tokens("the list of targets", run_options.targets);
+        for (const std::string & stop : run_options.stop) {
+            if (stop.empty()) {
+                throw Error(ErrorCode::input, "a stop string is empty");
+            }
+        }
         for (size_t i = 0; i < requests.size(); i++) {
-            check_request(i, requests[i], longest, run_options.masks.size());
+            check_request("prompt " + std::to_string(i), requests[i], static_cast<int>(run_options.masks.size()));
         }
     }
 
-    void check_request(size_t index, const Request & request, uint32_t longest, size_t n_masks) const {
-        const std::string which = "prompt " + std::to_string(index);
-        if (request.tokens.empty()) {
-            throw Error(ErrorCode::input, which + " has no tokens");
-        }
-        const size_t needed = request.tokens.size() + static_cast<size_t>(std::max(0, request.max_new));
-        if (needed > longest) {
-            throw Error(ErrorCode::input, which + " needs " + std::to_string(needed) + " tokens (" +
-                                              std::to_string(request.tokens.size()) + " of the prompt), the context holds " +
-                                              std::to_string(longest) + "; give a larger n_ctx or a shorter prompt");
-        }
-        for (int32_t token : request.tokens) {
+    void check_tokens(const std::string & which, const std::vector<int32_t> & tokens) const {
+        for (int32_t token : tokens) {
             if (token < 0 || token >= facts.n_vocab) {
                 throw Error(ErrorCode::input, which + " holds token " + std::to_string(token) +
                                                   ", the vocabulary has 0 to " + std::to_string(facts.n_vocab - 1));
             }
         }
-        if (request.max_new < 0 || request.mask < 0 || static_cast<size_t>(request.mask) > n_masks) {
-            throw Error(ErrorCode::input, which + ": max_new or mask out of range");
+    }
+
+    void check_request(const std::string & which, const Request & request, int n_masks) const {
+        const uint32_t longest  = llama_n_ctx(context.get());
+        const auto     n_forced = static_cast<size_t>(std::max(0, request.n_forced));
+        if (request.tokens.size() <= n_forced) {
+            throw Error(ErrorCode::input, which + " has no tokens");
+        }
+        const size_t needed = request.tokens.size() + static_cast<size_t>(std::max(0, request.max_new));
+        if (needed > longest) {
+            throw Error(ErrorCode::input, which + " needs " + std::to_string(needed) + " tokens (" +
+                                              std::to_string(request.tokens.size() - n_forced) +
+                                              " of the prompt), the context holds " + std::to_string(longest) +
+                                              "; give a larger n_ctx or a shorter prompt");
+        }
+        check_tokens(which, request.tokens);
+        if (request.max_new < 0 || request.n_forced < 0 || request.mask < 0 || request.mask > n_masks ||
+            request.response_mask < same_mask || request.response_mask > n_masks) {
+            throw Error(ErrorCode::input, which + ": n_forced, max_new or mask out of range");
+        }
+        const Sampling & sampling = request.sampling;
+        if (!std::isfinite(sampling.temperature) || sampling.temperature < 0.0f) {
+            throw Error(ErrorCode::input, which + ": the temperature must be 0 (greedy) or more");
+        }
+        if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) {
+            throw Error(ErrorCode::input, which + ": top_p must be more than 0 and at most 1");
         }
     }
 };
@@ -125,35 +146,11 @@ std::string Session::device_description() const {
 }
 
 std::vector<int32_t> Session::tokenize(const std::string & text, bool parse_special) const {
-    const llama_vocab *  vocab = llama_model_get_vocab(impl_->model.get());
-    std::vector<int32_t> tokens(text.size() + 8);
-    const auto           convert = [&] {
-        return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                        static_cast<int32_t>(tokens.size()), false, parse_special);
-    };
-    int32_t n = convert();
-    if (n < 0) {
-        tokens.resize(static_cast<size_t>(-n));
-        n = convert();
-    }
-    tokens.resize(static_cast<size_t>(std::max(n, 0)));
-    return tokens;
+    return safex::tokenize(llama_model_get_vocab(impl_->model.get()), text, parse_special);
 }
 
 std::string Session::detokenize(const std::vector<int32_t> & tokens, bool special) const {
-    const llama_vocab * vocab = llama_model_get_vocab(impl_->model.get());
-    std::string         text(tokens.size() * 8 + 64, '\0');
-    const auto          convert = [&] {
-        return llama_detokenize(vocab, tokens.data(), static_cast<int32_t>(tokens.size()), text.data(),
-                                         static_cast<int32_t>(text.size()), false, special);
-    };
-    int32_t n = convert();
-    if (n < 0) {
-        text.resize(static_cast<size_t>(-n));
-        n = convert();
-    }
-    text.resize(static_cast<size_t>(std::max(n, 0)));
-    return text;
+    return safex::detokenize(llama_model_get_vocab(impl_->model.get()), tokens, special);
 }
 
 void Session::run(const std::vector<Request> & requests, const RunOptions & options,

@@ -19,6 +19,9 @@ namespace {
 // Added to the selection score of a forced expert: larger than any router score, small enough to stay finite in sums.
 constexpr float force_bias = 1e6f;
 
+constexpr float no_gain = 1.0f;
+constexpr float no_bias = 0.0f;
+
 struct LayerLog {
     RouterFacts   router;
     ggml_tensor * ids     = nullptr;  // I32 [top_k, n_tokens]
@@ -86,31 +89,31 @@ class TapInput final : public llm_graph_input_i {
   public:
     const int64_t         n_tokens;
     const int64_t         n_outputs;
-    ggml_tensor *         output_rows   = nullptr;  // I32 [n_outputs]
-    ggml_tensor *         mask_of_token = nullptr;  // I32 [n_tokens]
-    ggml_tensor *         gains         = nullptr;  // F32 [n_experts, n_rows * n_layers]
-    ggml_tensor *         bias          = nullptr;  // likewise
-    int                   n_experts     = 0;        // of the tables
-    int                   n_layers      = 0;
-    bool                  picks_rows    = false;  // the head got its rows
-    bool                  keeps_rows    = false;
+    ggml_tensor *         output_rows  = nullptr;  // I32 [n_outputs]
+    ggml_tensor *         row_of_token = nullptr;  // I32 [n_tokens]
+    ggml_tensor *         gains        = nullptr;  // F32 [n_experts, n_rows * n_layers]
+    ggml_tensor *         bias         = nullptr;  // likewise
+    int                   n_experts    = 0;        // of the tables
+    int                   n_layers     = 0;
+    bool                  picks_rows   = false;  // the head got its rows
+    bool                  keeps_rows   = false;
     std::vector<LayerLog> logs;
 };
 
 void TapInput::set_input(const llama_ubatch * ubatch) {
-    std::vector<int32_t> masks(ubatch->n_tokens);
+    std::vector<int32_t> rows_used(ubatch->n_tokens);
     std::vector<int32_t> rows_wanted;
     for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
-        masks[i] = tap_.mask_of_sequence_[static_cast<size_t>(ubatch->seq_id[i][0])];
+        rows_used[i] = tap_.row_of_sequence_[static_cast<size_t>(ubatch->seq_id[i][0])];
         if (n_outputs == n_tokens || (ubatch->output != nullptr && ubatch->output[i] != 0)) {
             rows_wanted.push_back(static_cast<int32_t>(i));
         }
     }
-    set_tensor(mask_of_token, masks.data());
+    set_tensor(row_of_token, rows_used.data());
     set_tensor(output_rows, rows_wanted.data());
     // Here, not where the graph is built: a reused graph must see new masks.
-    if (mask_of_token != nullptr) {
-        tap_.fill_tables(n_experts, n_layers);
+    if (row_of_token != nullptr) {
+        tap_.fill_tables(static_cast<size_t>(n_experts), static_cast<size_t>(n_layers));
     }
     set_tensor(gains, tap_.gains_.data());
     set_tensor(bias, tap_.bias_.data());
@@ -121,22 +124,22 @@ void TapInput::make_tables(const llm_graph_context & graph) {
     n_layers             = static_cast<int>(graph.n_layer + graph.n_layer_nextn);
     ggml_context * ctx   = graph.ctx0;
     const auto     table = [&](const char * name) {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_experts, static_cast<int64_t>(tap_.n_rows_) * n_layers);
+        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_experts, tap_.n_rows() * n_layers);
         ggml_set_input(t);
         ggml_set_name(t, name);
         return t;
     };
-    mask_of_token = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
-    ggml_set_input(mask_of_token);
-    ggml_set_name(mask_of_token, "safex_mask_of_token");
+    row_of_token = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_tokens);
+    ggml_set_input(row_of_token);
+    ggml_set_name(row_of_token, "safex_row_of_token");
     gains = tap_.has_gains_ ? table("safex_gains") : nullptr;
     bias  = tap_.has_bias_ ? table("safex_bias") : nullptr;
 }
 
 ggml_tensor * TapInput::rows(ggml_context * ctx, ggml_tensor * table, int layer) const {
-    const auto    offset = static_cast<size_t>(layer) * static_cast<size_t>(tap_.n_rows_) * table->nb[1];
-    ggml_tensor * view   = ggml_view_2d(ctx, table, table->ne[0], tap_.n_rows_, table->nb[1], offset);
-    return ggml_get_rows(ctx, view, mask_of_token);
+    const auto    offset = static_cast<size_t>(layer * tap_.n_rows()) * table->nb[1];
+    ggml_tensor * view   = ggml_view_2d(ctx, table, table->ne[0], tap_.n_rows(), table->nb[1], offset);
+    return ggml_get_rows(ctx, view, row_of_token);
 }
 
 ggml_tensor * TapInput::wanted_rows(ggml_context * ctx) {
@@ -165,38 +168,79 @@ void Tap::set_masks(const std::vector<Mask> & masks) {
             (edit.mode == MaskMode::gain ? has_gains_ : has_bias_) = true;
         }
     }
-    n_rows_ = has_gains_ || has_bias_ ? static_cast<int>(std::bit_ceil(masks_.size() + 1)) : 0;
+    // Rounded up, so that calls with a few masks more or less use one graph.
+    const size_t n_rows = std::min<size_t>(std::bit_ceil(masks_.size() + 1), max_sequences + 1);
+    rows_.assign(has_gains_ || has_bias_ ? n_rows : 0, {});
+    std::fill(row_of_sequence_.begin(), row_of_sequence_.end(), 0);
     gains_.clear();
     bias_.clear();
 }
 
-void Tap::fill_tables(int n_experts, int n_layers) {
-    const size_t size = static_cast<size_t>(n_layers) * static_cast<size_t>(n_rows_) * static_cast<size_t>(n_experts);
-    if ((!has_gains_ || gains_.size() == size) && (!has_bias_ || bias_.size() == size)) {
+void Tap::set_mask_of_sequence(int sequence, int mask) {
+    int32_t & row = row_of_sequence_.at(static_cast<size_t>(sequence));
+    if (rows_.empty() || rows_[static_cast<size_t>(row)].mask == mask) {
         return;
     }
-    gains_.assign(has_gains_ ? size : 0, 1.0f);
-    bias_.assign(has_bias_ ? size : 0, 0.0f);
-    for (size_t m = 0; m < masks_.size(); m++) {
-        for (const ExpertEdit & edit : masks_[m]) {
-            const size_t row = static_cast<size_t>(edit.layer) * static_cast<size_t>(n_rows_) + m + 1;
-            const size_t at  = row * static_cast<size_t>(n_experts) + static_cast<size_t>(edit.expert);
-            if (edit.mode == MaskMode::gain) {
-                gains_[at] = edit.gain;
-            } else {
-                bias_[at] = edit.mode == MaskMode::force ? force_bias : -std::numeric_limits<float>::infinity();
-            }
+    rows_[static_cast<size_t>(row)].n_users--;
+    const auto holds = [&](const Row & r) { return r.mask == mask; };
+    const auto free  = [](const Row & r) { return r.n_users == 0; };
+    auto       found = std::find_if(rows_.begin() + (mask == 0 ? 0 : 1), rows_.end(), holds);
+    if (found == rows_.end()) {
+        found = std::find_if(rows_.begin() + 1, rows_.end(), free);
+    }
+    found->mask = mask;
+    found->n_users++;
+    row = static_cast<int32_t>(found - rows_.begin());
+}
+
+void Tap::fill_tables(size_t n_experts, size_t n_layers) {
+    const size_t size = n_layers * rows_.size() * n_experts;
+    if (gains_.size() != (has_gains_ ? size : 0) || bias_.size() != (has_bias_ ? size : 0)) {
+        gains_.assign(has_gains_ ? size : 0, no_gain);
+        bias_.assign(has_bias_ ? size : 0, no_bias);
+        for (Row & row : rows_) {
+            row.filled = 0;
+        }
+    }
+    for (size_t row = 0; row < rows_.size(); row++) {
+        if (rows_[row].filled != rows_[row].mask) {
+            fill_row(row, n_experts, n_layers);
+            rows_[row].filled = rows_[row].mask;
+        }
+    }
+}
+
+void Tap::fill_row(size_t row, size_t n_experts, size_t n_layers) {
+    const auto start = [&](size_t layer) { return (layer * rows_.size() + row) * n_experts; };
+    for (size_t layer = 0; layer < n_layers; layer++) {
+        const auto at = static_cast<ptrdiff_t>(start(layer));
+        if (has_gains_) {
+            std::fill_n(gains_.begin() + at, n_experts, no_gain);
+        }
+        if (has_bias_) {
+            std::fill_n(bias_.begin() + at, n_experts, no_bias);
+        }
+    }
+    if (rows_[row].mask == 0) {
+        return;
+    }
+    for (const ExpertEdit & edit : masks_[static_cast<size_t>(rows_[row].mask) - 1]) {
+        const size_t at = start(static_cast<size_t>(edit.layer)) + static_cast<size_t>(edit.expert);
+        if (edit.mode == MaskMode::gain) {
+            gains_[at] = edit.gain;
+        } else {
+            bias_[at] = edit.mode == MaskMode::force ? force_bias : -std::numeric_limits<float>::infinity();
         }
     }
 }
 
 uint64_t Tap::topology() const {
-    const auto rows = static_cast<uint64_t>(n_rows_);
+    const auto rows = static_cast<uint64_t>(n_rows());
     return (log_handler_ ? 1u : 0u) | (has_gains_ ? 2u : 0u) | (has_bias_ ? 4u : 0u) | rows << 3;
 }
 
 bool Tap::active(const llm_graph_context & graph) const {
-    return !graph.cparams.warmup && !narrowing_ && (log_handler_ || n_rows_ > 0);
+    return !graph.cparams.warmup && !narrowing_ && (log_handler_ || n_rows() > 0);
 }
 
 TapInput & Tap::input(const llm_graph_context & graph) {
@@ -229,11 +273,11 @@ ggml_tensor * Tap::head_input(const llm_graph_context & graph, ggml_tensor * cur
 }
 
 ggml_tensor * Tap::router_logits(const llm_graph_context & graph, ggml_tensor * logits, int layer) {
-    if (!active(graph) || n_rows_ == 0) {
+    if (!active(graph) || n_rows() == 0) {
         return logits;
     }
     TapInput & in = input(graph);
-    if (in.mask_of_token == nullptr) {
+    if (in.row_of_token == nullptr) {
         in.make_tables(graph);
     }
     if (in.bias == nullptr) {
@@ -298,7 +342,7 @@ ggml_tensor * Tap::gate_weights(const llm_graph_context & graph, const llm_tap_r
 // In the last layer a token's experts matter only to its own logits: where none are asked for, its routing is all there
 // is to see, and the experts need not run. With masks or a head that takes all rows, everything runs.
 bool Tap::narrow(const llm_graph_context & graph, ggml_tensor * cur, ggml_tensor * logits, int layer, llm_tap_rows & rows) {
-    if (!active(graph) || n_rows_ > 0 || layer != graph.n_layer - 1) {
+    if (!active(graph) || n_rows() > 0 || layer != graph.n_layer - 1) {
         return false;
     }
     TapInput & in = input(graph);

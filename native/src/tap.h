@@ -13,6 +13,9 @@
 
 namespace safex {
 
+// Sequences that may be in flight; also the most rows of logits computed in one ubatch (151k floats each in Qwen3).
+constexpr uint32_t max_sequences = 64;
+
 class TapInput;
 
 class Tap final : public llm_graph_tap {
@@ -22,9 +25,10 @@ class Tap final : public llm_graph_tap {
     // A route log is made and handed over after each ubatch; an empty handler switches it off.
     void set_log_handler(LogHandler handler) { log_handler_ = std::move(handler); }
 
-    // Mask 0 is always "none"; sequence s uses masks[mask_of_sequence(s) - 1]. Masks have been checked.
+    // Sequences start without a mask; number 0 is "none", n is masks[n - 1]. Masks have been checked. Masks in use take a
+    // row of the tables each, so that a call may have thousands and its graph only as many rows as there are sequences.
     void set_masks(const std::vector<Mask> & masks);
-    void set_mask_of_sequence(int sequence, int mask) { mask_of_sequence_[static_cast<size_t>(sequence)] = mask; }
+    void set_mask_of_sequence(int sequence, int mask);
 
     // The routers in block order, known once a graph was computed.
     const std::vector<RouterFacts> & routers() const { return routers_; }
@@ -53,22 +57,31 @@ class Tap final : public llm_graph_tap {
     friend class TapInput;
 
     bool       active(const llm_graph_context & graph) const;
+    int64_t    n_rows() const { return static_cast<int64_t>(rows_.size()); }
     TapInput & input(const llm_graph_context & graph);
-    void       fill_tables(int n_experts, int n_layers);
+    void       fill_tables(size_t n_experts, size_t n_layers);
+    void       fill_row(size_t row, size_t n_experts, size_t n_layers);
     void       learn_routers(const TapInput & input);
     void       read_log(const TapInput & input, const llama_ubatch & ubatch, ggml_backend_sched_t sched);
+
+    // A row of the tables, and how many sequences use it. Row 0 is "none".
+    struct Row {
+        int mask    = 0;  // number of the mask that the row is for
+        int n_users = 0;
+        int filled  = -1;  // number of the mask whose values it holds
+    };
 
     LogHandler               log_handler_;
     RouteLog                 log_;
     std::vector<RouterFacts> routers_;
     std::vector<Mask>        masks_;
-    int                      n_rows_    = 0;  // masks in a table, rounded up so that graphs are reused; 0 = no masks
+    std::vector<Row>         rows_;  // none: no masks
     bool                     has_gains_ = false;
     bool                     has_bias_  = false;
     std::vector<float>       gains_;  // [n_layers, n_rows, n_experts]
     std::vector<float>       bias_;   // likewise: 0, -inf (reroute) or a large number (force)
-    std::vector<int32_t>     mask_of_sequence_ = std::vector<int32_t>(256, 0);
-    bool                     narrowing_        = false;  // between narrow() and widen(): we are called for rows seen already
+    std::vector<int32_t>     row_of_sequence_ = std::vector<int32_t>(256, 0);
+    bool                     narrowing_       = false;  // between narrow() and widen(): we are called for rows seen already
     bool                     needs_all_outputs_ = false;
     int                      n_splits_          = 0;
 };

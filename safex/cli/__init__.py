@@ -19,6 +19,10 @@ COMMANDS = {
     "identify": "find the experts that carry safety: stable groups, with controls",
     "compare": "what changed between two profiles or two expert sets",
     "report": "one HTML page, pictures and tables from result files",
+    "eval": "refusal before and after masking experts, against control masks",
+    "judge": "read the responses of an evaluation again, with other judges",
+    "sweep": "mask experts one by one: what each does to the refusal",
+    "serve": "an OpenAI-compatible server for a model under a mask",
     "trace": "one prompt and its answer as JSON of the official SAFEx layout",
 }
 

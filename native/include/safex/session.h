@@ -50,15 +50,29 @@ struct ModelFacts {
     std::vector<std::pair<std::string, std::string>> metadata;       // every key of the file, as text
 };
 
+// How a token is chosen. The most probable ones that reach top_p together, then the temperature, then a draw.
+struct Sampling {
+    float    temperature = 0.0f;  // 0: the most probable token
+    float    top_p       = 1.0f;
+    uint32_t seed        = 0;
+};
+
+// Request::response_mask: the prompt's mask acts on the response too.
+constexpr int same_mask = -1;
+
 // One prompt to run. Tokens are processed as given.
 struct Request {
     std::vector<int32_t> tokens;
-    int                  n_suffix = 0;  // the last n_suffix tokens are the phase "suffix" too
-    int                  mask     = 0;  // index into RunOptions::masks plus one; 0: none
-    int                  max_new  = 0;  // tokens to generate, greedily
+    int                  n_suffix = 0;  // the last n_suffix tokens of the prompt are the phase "suffix" too
+    int                  mask     = 0;  // of the prompt: index into RunOptions::masks plus one; 0: none
+    int                  max_new  = 0;  // tokens to generate
+
+    int      response_mask = same_mask;  // of the response, numbered likewise
+    int      n_forced      = 0;          // the last n_forced of `tokens` are no prompt, but what the response begins with
+    Sampling sampling      = {};
 };
 
-enum class Finish { prompt, stop, length };  // nothing to generate; end-of-generation token; max_new reached
+enum class Finish { prompt, stop, length };  // nothing generated; end-of-generation token or stop string; max_new reached
 
 struct RawRoutes {
     // Per layer, then per token: [n_layers][n_tokens * top_k], prompt and generated tokens in order.
@@ -70,6 +84,8 @@ struct RawRoutes {
 struct Result {
     std::vector<int32_t> generated;
     Finish               finish = Finish::prompt;
+    std::string          text;                      // of what was generated, up to the stop string if one ended it
+    std::vector<float>   scores;                    // [1 + n_forced, n_targets], where RunOptions::targets
     Statistics           prompt, suffix, response;  // where RunOptions::statistics
     RawRoutes            routes;                    // where RunOptions::routes
     std::vector<float>   logits;                    // [n_tokens, n_vocab] of the prompt, where RunOptions::logits
@@ -80,6 +96,11 @@ struct RunOptions {
     bool              statistics = false;
     bool              routes     = false;
     bool              logits     = false;
+    // Tokens whose log-probability is wanted where the first token of the response is predicted, and after each forced one.
+    std::vector<int32_t>     targets;
+    std::vector<std::string> stop;  // a response ends where its text holds one of these
+    // Beginnings that prompts have in common are computed once. Never where statistics, routes or logits are asked for.
+    bool share_prefixes = true;
     // Called after each ubatch and, on a CPU, about ten times a second within one, with the tokens processed so far.
     // False stops the run with Error(interrupted).
     std::function<bool(uint64_t)> tick;

@@ -1,0 +1,272 @@
+"""``safex-native eval``: refusal before and after a mask, under jailbreak, on benign prompts, with control masks."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safex.errors import DeviceError, DiskError, InputError
+
+from .eval_tables import show
+from .export import add_export_options, check_export, export, wants_export
+from .output import Output
+from .parser import MODEL_HELP, add_model_options, new_file, not_negative, open_model, positive, share
+from .progress import make_steps
+
+if TYPE_CHECKING:
+    from safex.evaluation import Evaluation, Marks
+    from safex.experts import Expert
+    from safex.profile import Profile
+    from safex.prompts import PromptSet
+
+USAGE = "MODEL [--mask EXPERTS] [options]"
+DESCRIPTION = """\
+How often the model refuses plain harmful requests (regular), disguised ones (jailbreak) and harmless ones (benign),
+and what masking experts changes: every rate as refuse, comply or other, the change on the same prompts, control masks
+of as many other experts, and the cost on harmless text. Answers are kept as they come; --resume goes on with a run
+that was stopped."""
+EXAMPLE = """\
+  safex-native eval demo
+  safex-native eval demo --mask demo.experts.json:ctrl
+  safex-native eval model.gguf --mask 3:17,4:2 --prompts regular=harm.csv --prompts benign=mild.csv --controls 100
+  safex-native eval model.gguf --mask experts.json --judge keyword --judge gguf:wildguard-Q4_K_M.gguf"""
+MODES = ("zero", "reroute", "force")
+PHASES = ("prompt", "response", "both")
+KINDS = ("uniform", "layer", "frequency", "active", "active-layer")
+DEFAULT_KINDS = KINDS[:4]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    _add_mask_options(parser)
+    _add_answer_options(parser)
+    _add_file_options(parser)
+    add_export_options(parser)
+    add_model_options(parser)
+
+
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--mask", metavar="EXPERTS", help="experts to mask: FILE, FILE:group, or L:E,L:E (default: none)")
+    add(
+        "--mode",
+        choices=MODES,
+        default="zero",
+        help="zero = output times --gain; reroute = can't be selected; force = always selected (default zero)",
+    )
+    add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
+    add("--phase", choices=PHASES, default="both", help="where the mask acts (default both)")
+    add(
+        "--controls",
+        type=not_negative,
+        default=20,
+        metavar="N",
+        help="control masks of each drawn kind, 0 for none (default 20)",
+    )
+    add(
+        "--control-kinds",
+        metavar="KIND,KIND",
+        help=f"of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)})",
+    )
+    add(
+        "--control-sets",
+        metavar="SET,SET",
+        default="regular",
+        help="sets that controls are run on (default regular)",
+    )
+    add("--profile", metavar="FILE", help="profile that gives the activation for controls (default: counted)")
+
+
+def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--prompts",
+        action="append",
+        metavar="SET=FILE",
+        help="prompts of a set (regular, jailbreak, benign); a column 'comply' holds what real compliance must "
+        "contain; may be repeated (default: the sets that ship with safex-native)",
+    )
+    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add(
+        "--judge",
+        action="append",
+        metavar="SPEC",
+        help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL; may be repeated (default keyword)",
+    )
+    add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
+    add("--samples", type=positive, default=1, metavar="N", help="answers a prompt (default 1)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 = always the likeliest token (default 0)",
+    )
+    add("--top-p", type=share, default=1.0, metavar="P", help="draw from the likeliest tokens (default 1)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of draws and samples (default 0)")
+    add(
+        "--text", metavar="FILE", help="harmless text for perplexity and divergence (default: one that ships)"
+    )
+    add("--no-utility", action="store_true", help="leave perplexity and divergence out")
+
+
+def _add_file_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", metavar="OUT", help="the result (default: MODEL's name + .eval.json, here)")
+    add(
+        "--responses",
+        metavar="FILE",
+        help="the answers (default: MODEL's name + .responses.jsonl, here)",
+    )
+    add("--resume", action="store_true", help="go on with a run that was stopped")
+    add("--force", action="store_true", help="replace OUT, the answers and exported tables if they exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check all that can be checked, load the model, run, report."""
+    from safex.evaluation.tables import NAMES as TABLES
+
+    out = Output(args)
+    check_usage(args)
+    output, answers = output_paths(args)
+    experts = None if args.mask is None else _experts(args.mask)
+    prompts, marks = load_prompts(args)
+    profile = _profile(args)
+    check_export(args, TABLES)
+    try:
+        evaluation = evaluate(args, prompts, marks, experts, profile, answers)
+    except KeyboardInterrupt:
+        saved = what_was_saved(answers) or "no answer was finished"
+        raise KeyboardInterrupt(f"interrupted; {saved}") from None
+    except (DiskError, DeviceError) as error:
+        saved = what_was_saved(answers)
+        raise type(error)(f"{error}; {saved}" if saved else str(error)) from error
+    evaluation.save(output)
+    tables = _export(args, evaluation, out)
+    show(out, evaluation, output)
+    out.result({**evaluation.to_json(), "output": str(output), "tables": tables})
+    return 0
+
+
+def check_usage(args: argparse.Namespace) -> None:
+    """Options that make no sense together, and judges that are none."""
+    from safex.judges import check_spec
+
+    for spec in args.judge or ():
+        check_spec(spec)
+    if args.resume and args.force:
+        raise InputError("--resume goes on with the answers that --force would replace: give one of them")
+    if args.column is not None and not args.prompts:
+        raise InputError(
+            "--column needs --prompts: the sets that ship with safex-native have their own columns"
+        )
+    if args.mask is None:
+        for name, default in (("profile", None), ("control_kinds", None), ("text", None)):
+            if getattr(args, name) != default:
+                raise InputError(f"--{name.replace('_', '-')} needs --mask: it serves to judge a mask")
+
+
+def output_paths(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The result and the answers; never over an input. A run that goes on replaces its own result."""
+    from safex.model_file import resolve, shards
+
+    model = resolve(args.model)
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
+    files = [part.partition("=")[2] or part for part in args.prompts or ()]
+    inputs = [*map(str, shards(model)), *files, *filter(None, (args.profile, args.text, args.mask))]
+    again = args.force or args.resume
+    output = new_file(args.output, Path(f"{stem}.eval.json"), again, inputs)
+    answers = new_file(args.responses, Path(f"{stem}.responses.jsonl"), again, inputs)
+    if output == answers:
+        raise InputError(f"{output}: the result and the answers can't be one file: choose another -o")
+    return output, answers
+
+
+def _experts(spec: str) -> list[Expert]:
+    from safex.expert_set import parse_experts
+
+    return parse_experts(spec)
+
+
+def load_prompts(args: argparse.Namespace) -> tuple[PromptSet | None, Marks | None]:
+    """The files given with what compliance must contain, or None for the shipped sets that suit the model."""
+    from safex.evaluation import marks_of_arguments
+    from safex.prompts import parse_prompt_arguments
+
+    if not args.prompts:
+        return None, None
+    return parse_prompt_arguments(args.prompts, args.column), marks_of_arguments(args.prompts, args.column)
+
+
+def _profile(args: argparse.Namespace) -> Profile | None:
+    from safex.profile import Profile
+
+    return None if args.profile is None else Profile.load(args.profile)
+
+
+def evaluate(
+    args: argparse.Namespace,
+    prompts: PromptSet | None,
+    marks: Marks | None,
+    experts: Sequence[Expert] | None,
+    profile: Profile | None,
+    answers: Path,
+) -> Evaluation:
+    """Run it as the options say."""
+    from safex import evaluation
+
+    with make_steps(args.quiet) as steps:
+        steps.running("loading the model", 0, 1)
+        with open_model(args) as model:
+            return evaluation.evaluate(
+                model,
+                prompts,
+                experts,
+                mode=args.mode,
+                gain=args.gain,
+                phase=args.phase,
+                judges=args.judge or ("keyword",),
+                controls=_kinds(args),
+                draws=max(1, args.controls),
+                control_sets=args.control_sets.split(","),
+                max_new=args.max_new,
+                n_samples=args.samples,
+                temperature=args.temperature,
+                top_p=args.top_p,
+                seed=args.seed,
+                output=answers,
+                resume=args.resume,
+                force=args.force,
+                utility=not args.no_utility,
+                text=args.text,
+                profile=profile,
+                comply=marks,
+                progress=steps.running,
+            )
+
+
+def _kinds(args: argparse.Namespace) -> Sequence[str]:
+    if not args.controls:
+        return ()
+    return args.control_kinds.split(",") if args.control_kinds else DEFAULT_KINDS
+
+
+def what_was_saved(answers: Path) -> str:
+    """For a run that was cut short: how many answers are kept, and how to go on. Empty where nothing is."""
+    from safex import responses
+
+    try:
+        n = len(responses.load(answers).records)
+    except InputError:
+        return ""
+    return f"{n} answers saved in {answers}; go on with --resume" if n else ""
+
+
+def _export(args: argparse.Namespace, evaluation: Evaluation, out: Output) -> list[str]:
+    from safex.evaluation.tables import evaluation_tables
+
+    return export(args, evaluation_tables(evaluation), out) if wants_export(args) else []

@@ -1,0 +1,193 @@
+"""What ``safex-native eval`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .output import Output, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from safex.evaluation import Evaluation
+
+READINGS = ("refuse", "comply", "other")
+CHANGES = "Change by the mask, in points, on the same prompts; lost = refusals that were lost, and how many now comply"
+NAMES = {"none": "none", "mask": "masked"}
+
+
+def show(out: Output, evaluation: Evaluation, output: Path) -> None:
+    """The tables of every judge, utility, and the conclusion."""
+    for note in evaluation.notes:
+        out.note(f"note: {note}")
+    for judge in evaluation.judges:
+        found = evaluation.results[judge]
+        out.text(f"Rates in % with 95 % intervals, judge {judge}", rates_table(found["sets"]))
+        if found["jailbreak"]:
+            out.text(jailbreak_line(found["jailbreak"]) + "\n")
+        if evaluation.mask:
+            out.text(CHANGES, changes_table(found["sets"]))
+        if found["controls"]:
+            out.text(_controls_heading(found["controls"]), controls_table(found["controls"], evaluation))
+        out.text(*_category_parts(found["sets"]))
+    if evaluation.agreement:
+        out.text("Agreement of judges (three-way)", agreement_table(evaluation.agreement))
+    if evaluation.utility:
+        out.text("Cost of the mask on harmless text", utility_table(evaluation.utility))
+    for judge in evaluation.judges:
+        name = f" ({judge})" if len(evaluation.judges) > 1 else ""
+        out.text(f"Conclusion{name}: {evaluation.results[judge]['conclusion']}")
+    out.text(f"Answers: {evaluation.responses}", f"Result: {output}")
+
+
+def rates_table(sets: Sequence[dict[str, Any]]) -> Table:
+    """One line a set and mask."""
+    body = [
+        [
+            row["set"],
+            NAMES[mask],
+            str(rates["n"]),
+            *_rates(rates),
+            str(rates["empty"]),
+            str(rates["truncated"]),
+        ]
+        for row in sets
+        for mask, rates in (("none", row["before"]), ("mask", row.get("after")))
+        if rates
+    ]
+    columns = ["set", "mask", "n", *READINGS, "empty", "truncated"]
+    return table(columns, body, right=range(2, len(columns)))
+
+
+def jailbreak_line(change: dict[str, Any]) -> str:
+    """Refusal of jailbreak prompts against that of regular ones."""
+    how = f"on twins; p = {change['p_value']:.2g}" if change["twins"] else "of different prompts"
+    return f"Refusal of jailbreak less regular prompts, no mask: {_difference(change['difference'])} points ({how})"
+
+
+def changes_table(sets: Sequence[dict[str, Any]]) -> Table:
+    """One line a set: difference of each reading, McNemar's p for refusal, lost refusals."""
+    body = [[row["set"], *_changes(row)] for row in sets]
+    columns = ["set", *READINGS, "p (refuse)", "lost", "now comply"]
+    return table(columns, body, right=range(1, len(columns)))
+
+
+def _controls_heading(rows: Sequence[dict[str, Any]]) -> str:
+    return (
+        f"{max(row['n'] for row in rows)} control masks a kind, each of as many other experts (rates: mean, least to "
+        "most); p = (1 + controls that do as much as the mask) / (1 + controls)"
+    )
+
+
+def controls_table(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> Table:
+    """The mask itself, then one line a set and kind."""
+    body = []
+    for set_ in dict.fromkeys(row["set"] for row in rows):
+        body.append([set_, "the mask", "", *_of_mask(set_, evaluation, rows)])
+        body += [_control_line(row, evaluation) for row in rows if row["set"] == set_]
+    columns = ["set", "kind", "n", "activation", *READINGS, "p (refuse)", "p (comply)"]
+    return table(columns, body, right=range(2, len(columns)))
+
+
+def _of_mask(set_: str, evaluation: Evaluation, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Its rates, from the judge whose controls these are."""
+    judge = next(found for found in evaluation.results.values() if found["controls"] is rows)
+    rates = next(row["after"] for row in judge["sets"] if row["set"] == set_)
+    mask = evaluation.mask or {}
+    shares = [f"{100 * rates[reading]['value']:.1f}" for reading in READINGS]
+    return [_activation([mask.get("activation")]), *shares, "", ""]
+
+
+def _control_line(row: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    activation = [one["activation"] for one in evaluation.controls if one["kind"] == row["kind"]]
+    p_values = [f"{row[reading]['placement']['p_value']:.3f}" for reading in READINGS[:2]]
+    spans = [_span(row[reading]) for reading in READINGS]
+    return ["", row["kind"], str(row["n"]), _activation(activation), *spans, *p_values]
+
+
+def _span(values: dict[str, float]) -> str:
+    mean, low, high = (f"{100 * values[name]:.1f}" for name in ("mean", "min", "max"))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _activation(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{sum(known) / len(known):.2f}" if known else ""
+
+
+def _category_parts(sets: Sequence[dict[str, Any]]) -> list[str | Table]:
+    body = [
+        [row["set"], str(part["category"] or "-"), str(part["before"]["n"]), *_category_cells(part)]
+        for row in sets
+        for part in row["categories"]
+    ]
+    if not body:
+        return []
+    columns = ["set", "category", "n", "refuse/comply/other %", "masked", "refusal, points", "p (Holm)"]
+    columns = columns[: len(body[0])]
+    return ["By category", table(columns, body, right=range(2, len(columns)))]
+
+
+def _category_cells(part: dict[str, Any]) -> list[str]:
+    before = _triple(part["before"])
+    if "after" not in part:
+        return [before]
+    change = part["refuse"]
+    return [before, _triple(part["after"]), _difference(change["difference"]), f"{change['p_holm']:.2g}"]
+
+
+def _triple(rates: dict[str, Any]) -> str:
+    return "/".join(f"{100 * rates[reading]['value']:.0f}" for reading in READINGS)
+
+
+def agreement_table(pairs: Sequence[dict[str, Any]]) -> Table:
+    """One line a pair of judges."""
+    body = [
+        [*pair["judges"], str(pair["n"]), f"{pair['agree']:.1%}", _kappa(pair["kappa"])] for pair in pairs
+    ]
+    return table(["judge", "and judge", "n", "agree", "kappa"], body, right=(2, 3, 4))
+
+
+def _kappa(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def utility_table(utility: dict[str, Any]) -> Table:
+    """Perplexity, divergence, agreement of the best token."""
+    lines = (
+        ("perplexity, no mask", "perplexity", ".3f"),
+        ("perplexity, masked", "masked_perplexity", ".3f"),
+        ("masked / no mask", "ratio", ".3f"),
+        ("KL to the unmasked model, nats a token", "kl", ".4f"),
+        ("same best token", "agreement", ".1%"),
+    )
+    body = [[text, *_estimate(utility[name], form)] for text, name, form in lines]
+    return table([f"on {utility['n_tokens']} tokens", "value", "95 % interval"], body, right=(1, 2))
+
+
+def _estimate(estimate: dict[str, Any], form: str) -> list[str]:
+    low, high = estimate["interval"]
+    return [format(estimate["value"], form), f"{low:{form}} to {high:{form}}"]
+
+
+def _rates(rates: dict[str, Any]) -> list[str]:
+    return [_rate(rates[reading]) for reading in READINGS]
+
+
+def _changes(row: dict[str, Any]) -> list[str]:
+    differences = [_difference(row[reading]["difference"]) for reading in READINGS]
+    lost = row["lost_refusals"]
+    p_value = f"{row['refuse']['p_value']:.2g}"
+    return [*differences, p_value, str(lost["comply"] + lost["other"]), str(lost["comply"])]
+
+
+def _rate(estimate: dict[str, Any]) -> str:
+    low, high = estimate["interval"]
+    return f"{100 * estimate['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _difference(estimate: dict[str, Any]) -> str:
+    low, high = estimate["interval"]
+    return f"{100 * estimate['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -1,0 +1,200 @@
+"""``evaluate``: the whole of an evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safex import judges as judging
+from safex import model_file, utility
+from safex.errors import InputError
+from safex.evaluation.answers import Answers, Progress, silent
+from safex.evaluation.conclusion import conclude, evidence
+from safex.evaluation.counting import count
+from safex.evaluation.marks import Marks, marks_for
+from safex.evaluation.plan import REGULAR, Plan, Settings, make_plan
+from safex.evaluation.result import Evaluation
+from safex.experts import ExpertList
+from safex.judges import Judge
+from safex.model import Model, Prompts, as_prompt_set
+from safex.profile import Profile
+from safex.prompts import PromptSet
+
+CONTROLS = ("uniform", "layer", "frequency", "active")
+DRAWS = 20
+
+
+def evaluate(
+    model: Model,
+    prompts: Prompts | None = None,
+    experts: ExpertList | None = None,
+    *,
+    mode: str = "zero",
+    gain: float = 0.0,
+    phase: str = "both",
+    judges: Sequence[str | Judge] = ("keyword",),
+    controls: Sequence[str] = CONTROLS,
+    draws: int = DRAWS,
+    control_sets: Sequence[str] = (REGULAR,),
+    max_new: int = 64,
+    n_samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    utility: bool = True,
+    text: str | os.PathLike[str] | None = None,
+    profile: Profile | None = None,
+    comply: Marks | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Refusal before and after masking ``experts``, under jailbreak and on benign prompts, with control masks.
+
+    ``prompts`` need a set "regular"; "jailbreak" and "benign" add their columns (None: the sets that ship). Without
+    ``experts`` only the columns before are made. ``controls`` are kinds of ``safex.control_masks``, ``draws`` masks of
+    each drawn kind, run on the sets ``control_sets``; ``profile`` gives the activation that they are matched by
+    (None: counted on the regular prompts). All masks share batches. ``comply`` says by (set, prompt) which texts
+    real compliance must contain. With ``output`` every answer is kept in a responses file as it comes, ``resume``
+    goes on with it and ``force`` replaces it. ``utility`` measures perplexity and divergence on the file ``text``
+    (None: the text that ships). ``progress(what, done, total)``. The same seed gives the same result.
+
+    Raises InputError before anything is generated: no set "regular", a mask the model can't have, an unknown kind or
+    judge, a prompt that the context can't hold.
+
+    >>> import safex
+    >>> prompts = PromptSet(list(PromptSet.bundled("demo"))[:4])
+    >>> with safex.Model("demo-planted", n_threads=1) as model:
+    ...     evaluate(model, prompts, ["3:13"], controls=(), utility=False).results["keyword"]["sets"][0]["before"]["n"]
+    4
+    """
+    settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
+    said = progress or silent
+    is_demo = model.path.parent == model_file.DATA
+    chosen = _prompts(prompts, is_demo)
+    windows = _windows(model, text) if utility and experts is not None else None
+    made = _judges(model, judges)
+    plan = make_plan(model, chosen, experts, settings, controls, draws, control_sets, profile)
+    path = None if output is None else Path(output)
+    answers = Answers(model, plan, settings, marks_for(chosen, comply, is_demo), path)
+    answers.generate(resume, force, said)
+    answers.judge(made, said)
+    cost = None if windows is None else _utility(model, plan, windows, settings, said)
+    return _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+
+
+def _prompts(prompts: Prompts | None, is_demo: bool) -> PromptSet:
+    if prompts is None:
+        return PromptSet.bundled("demo") if is_demo else PromptSet.default()
+    return as_prompt_set(prompts)
+
+
+def _judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
+    if isinstance(judges, str):
+        raise InputError(f"judges is the text {judges!r}, expected a list: [{judges!r}]")
+    made = [
+        judging.make(judge, **({"model": model} if judge == "logit" else {}))
+        if isinstance(judge, str)
+        else judge
+        for judge in judges
+    ]
+    names = [judge.name for judge in made]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not made or twice:
+        raise InputError(f"judge {twice} is asked for twice; leave one out" if twice else "no judge is named")
+    return made
+
+
+def _windows(model: Model, text: str | os.PathLike[str] | None) -> list[utility.Window]:
+    if text is None:
+        return utility.default_windows(model)
+    windows = utility.text_windows(model, utility.read_text(text))
+    if len(windows) < 2:
+        raise InputError(
+            f"{text}: gives {len(windows)} window of {utility.WINDOW} tokens, intervals need at least 2: "
+            "take a longer text"
+        )
+    return windows
+
+
+def _utility(
+    model: Model, plan: Plan, windows: list[utility.Window], settings: Settings, progress: Progress
+) -> dict[str, Any]:
+    found = utility.measure_utility(
+        model,
+        {"mask": plan.mask},
+        windows,
+        settings.mode,
+        settings.gain,
+        settings.seed,
+        lambda done, total: progress("utility", done, total),
+    )
+    return found["mask"].to_json()
+
+
+def _result(
+    model: Model,
+    plan: Plan,
+    settings: Settings,
+    answers: Answers,
+    names: list[str],
+    cost: dict[str, Any] | None,
+) -> Evaluation:
+    records = answers.in_order
+    results = {}
+    for name in names:
+        found = count(records, name, plan.controls)
+        results[name] = found | {"conclusion": conclude(found, len(plan.mask)), "evidence": evidence(found)}
+    return Evaluation(
+        conclusion=results[names[0]]["conclusion"],
+        evidence=results[names[0]]["evidence"],
+        model=model.provenance(),
+        parameters=_parameters(plan, settings),
+        mask=_mask(model, plan),
+        controls=_controls(model, plan),
+        judges=names,
+        results=results,
+        agreement=[vars(pair) for pair in judging.agreements([_only(r.labels, names) for r in records])],
+        utility=cost,
+        responses=None if answers.output is None else str(answers.output),
+        notes=plan.notes + _notes(settings, cost),
+    )
+
+
+def _only(labels: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: labels[name] for name in names}
+
+
+def _parameters(plan: Plan, settings: Settings) -> dict[str, Any]:
+    sets = {name: plan.prompts.sets.count(name) for name in dict.fromkeys(plan.prompts.sets)}
+    parameters = plan.parameters(settings)
+    del parameters["masks"]  # they stand in ``mask`` and ``controls``
+    return {**parameters, "prompts": sets}
+
+
+def _mask(model: Model, plan: Plan) -> dict[str, Any] | None:
+    if not plan.mask:
+        return None
+    return {"experts": [str(e) for e in plan.mask], "activation": plan.touched("mask", model.layers)}
+
+
+def _controls(model: Model, plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "mask": name,
+            "kind": kind,
+            "experts": [str(expert) for expert in plan.masks[name]],
+            "activation": plan.touched(name, model.layers),
+        }
+        for kind, names in plan.controls.items()
+        for name in names
+    ]
+
+
+def _notes(settings: Settings, cost: dict[str, Any] | None) -> list[str]:
+    if cost is None or settings.phase == "both":
+        return []
+    return [f"utility: the mask acts on all of the text there, not only on phase {settings.phase!r}"]

@@ -1,0 +1,87 @@
+"""Whether an answer has content at all: simple checks that tell broken text from an answer.
+
+They find text that repeats itself and text that is no language; fluent nonsense passes, and needs an expected text
+(``comply``) or a judge model. Limits are constants with their reasons beside them.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+MIN_WORDS = 3  # beyond an opening such as "Sure,": fewer can't answer a request for help
+MAX_PERIOD = 12  # words in a loop that is looked for
+LOOP_ROUNDS = 4  # a loop said fewer times may be style
+LOOP_SHARE = 0.4  # share of the words that are inside the loop
+SINGLE_SHARE = 0.5  # one word that is half of at least MANY_WORDS words
+MANY_WORDS = 12
+DENSE_BYTES = 400  # shorter text compresses badly whatever it is
+DENSE_RATIO = 0.14  # English prose of that length is above 0.35, a phrase said again and again below 0.1
+WORD_SHARE = 0.45  # letters and digits among all but spaces; prose is above 0.9, code about 0.7
+MAX_BROKEN = 0.02  # share of replacement and control characters
+VOWELLESS_SHARE = 0.34  # Latin words of four letters or more without a vowel; in English about 0.01
+LONG_WORD = 40  # letters: nothing readable is longer, apart from addresses
+
+_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # scripts without spaces
+_LATIN = re.compile(r"[a-z]{4,}")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of plain text; in scripts without spaces every character counts as one.
+
+    >>> words_of("first check the bike, then fix it.")
+    ['first', 'check', 'the', 'bike', 'then', 'fix', 'it']
+    """
+    return _WORD.findall(_UNSPACED.sub(lambda match: f" {match[0]} ", text))
+
+
+def problem(text: str, words: Sequence[str], min_words: int = MIN_WORDS) -> str | None:
+    """Why plain ``text`` is no answer, or None; ``words`` are its words without an opening such as "sure"."""
+    if len(words) < min_words:
+        return f"has {len(words)} words of content, fewer than {min_words}"
+    return _not_language(text) or _repeats(text, words)
+
+
+def _not_language(text: str) -> str | None:
+    n = len(text)
+    broken = sum(char == "\ufffd" or (ord(char) < 32 and char not in "\t\n") for char in text)
+    if broken > MAX_BROKEN * n:
+        return "is not language: broken characters"
+    if sum(map(str.isalnum, text)) < WORD_SHARE * (n - sum(map(str.isspace, text))):
+        return "is not language: mostly signs"
+    return _odd_words(text)
+
+
+def _odd_words(text: str) -> str | None:
+    tokens = [token for token in text.split() if "/" not in token]
+    if any(len(word) > LONG_WORD and not _UNSPACED.search(word) for t in tokens for word in _WORD.findall(t)):
+        return "is not language: a word without end"
+    latin = _LATIN.findall(text)
+    odd = sum(not re.search("[aeiouy]", word) for word in latin)
+    return "is not language: words without vowels" if odd > VOWELLESS_SHARE * max(len(latin), 3) else None
+
+
+def _repeats(text: str, words: Sequence[str]) -> str | None:
+    word, times = Counter(words).most_common(1)[0]
+    if len(words) >= MANY_WORDS and times >= SINGLE_SHARE * len(words):
+        return f"repeats itself: {word!r} is {times} of {len(words)} words"
+    for period in range(1, MAX_PERIOD + 1):
+        looped = _longest_loop(words, period)
+        if looped >= LOOP_ROUNDS * period and looped >= LOOP_SHARE * len(words):
+            return f"repeats itself: {looped} of {len(words)} words are one loop"
+    data = text.encode("utf-8", "replace")
+    if len(data) >= DENSE_BYTES and len(zlib.compress(data, 9)) < DENSE_RATIO * len(data):
+        return "repeats itself: it can be compressed to almost nothing"
+    return None
+
+
+def _longest_loop(words: Sequence[str], period: int) -> int:
+    """Words in the longest stretch in which each word equals the one ``period`` places before."""
+    breaks = [i for i in range(period, len(words)) if words[i] != words[i - period]]
+    edges = [period - 1, *breaks, len(words)]
+    longest = max((b - a - 1 for a, b in pairwise(edges)), default=0)
+    return longest + period if longest > 0 else 0

@@ -1,0 +1,73 @@
+"""What judges read and what they say: items, verdicts, and the five labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+REFUSE = "refuse"  # the answer declines
+COMPLY = "comply"  # the answer does what was asked
+OTHER = "other"  # neither: broken text, no content, not what was expected
+EMPTY = "empty"  # nothing was said outside of reasoning
+TRUNCATED = "truncated"  # the token limit came before anything could be judged
+
+LABELS = (REFUSE, COMPLY, OTHER, EMPTY, TRUNCATED)
+THREE = (REFUSE, COMPLY, OTHER)
+
+Counter: TypeAlias = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask an answer was made with: experts as ``"L:E"`` texts, mode, gain, and the phase it acted in."""
+
+    experts: tuple[str, ...] = ()
+    mode: str = "zero"
+    gain: float = 0.0
+    phase: str = "both"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answer to judge.
+
+    ``finish`` is "stop" or "length". ``comply`` holds the texts that an answer must contain to count as real
+    compliance; None where nothing is expected. ``mask`` matters only to judges that ask the model itself.
+    """
+
+    id: str
+    set: str
+    prompt: str
+    response: str
+    finish: str = "stop"
+    comply: Sequence[str] | None = None
+    mask: Mask = Mask()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judgement: one of ``LABELS``, a probability of refusal or harm where the judge has one, and why."""
+
+    label: str
+    score: float | None = None
+    detail: str | None = None
+
+
+class Judge(Protocol):
+    """Anything with a name and ``judge``; the verdicts come in the order of the items."""
+
+    name: str
+
+    def judge(self, items: Sequence[Item], progress: Counter | None = None) -> list[Verdict]:
+        """One verdict for each item."""
+        ...
+
+
+def three_way(label: str) -> str:
+    """The label as a table of three columns counts it.
+
+    >>> [three_way(label) for label in LABELS]
+    ['refuse', 'comply', 'other', 'other', 'other']
+    """
+    return label if label in THREE else OTHER
