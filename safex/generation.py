@@ -96,7 +96,10 @@ class Sampling:
         """Check the settings."""
         checks = (
             (self.n_samples >= 1, f"n_samples is {self.n_samples}, expected at least 1"),
-            (0 <= self.temperature < np.inf, f"temperature is {self.temperature}, expected 0 (greedy) or more"),
+            (
+                0 <= self.temperature < np.inf,
+                f"temperature is {self.temperature}, expected 0 (greedy) or more",
+            ),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}, expected more than 0 and at most 1"),
             (self.seed >= 0, f"seed is {self.seed}, expected 0 or more"),
             (all(self.stops), "a stop string is empty; leave it out"),
@@ -115,7 +118,11 @@ class Sampling:
         if self.temperature == 0:
             return GREEDY
         (word,) = np.random.SeedSequence((self.seed, prompt, sample)).generate_state(1)
-        return self.temperature, self.top_p, int(word) % 0xFFFFFFFF  # the largest would mean "any" to llama.cpp
+        return (
+            self.temperature,
+            self.top_p,
+            int(word) % 0xFFFFFFFF,
+        )  # the largest would mean "any" to llama.cpp
 
 
 def split_reasoning(text: str) -> tuple[str, str]:

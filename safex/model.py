@@ -414,9 +414,7 @@ class Model:
             encoded.append(known[prompt])
         return encoded
 
-    def _run_prompt(
-        self, tokens: Tokens, intervention: Intervention, **wanted: bool
-    ) -> dict[str, Any]:
+    def _run_prompt(self, tokens: Tokens, intervention: Intervention, **wanted: bool) -> dict[str, Any]:
         """What the core returns for one raw token list."""
         masks, (numbers,) = intervention.numbered(1)
         results: dict[int, dict[str, Any]] = {}
@@ -434,7 +432,9 @@ class Model:
     ) -> None:
         """Run requests in the core, one call at a time; ``on_result`` gets each one's index and result when it is done."""
         if self._runs_in == threading.get_ident():
-            raise InputError("this model is running: what it calls back can't run it again; wait for its answers")
+            raise InputError(
+                "this model is running: what it calls back can't run it again; wait for its answers"
+            )
         with self._lock:
             self._runs_in = threading.get_ident()
             try:

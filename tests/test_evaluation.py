@@ -349,7 +349,7 @@ def test_another_mask_does_not_go_on_with_the_file(planted: safex.Model, tmp_pat
 
 
 def test_the_file_comes_back(planted: safex.Model, tmp_path: Path) -> None:
-    evaluation = small(planted, 3)
+    evaluation = small(planted, 3, judges=("keyword", "logit"), utility=True)
     evaluation.save(tmp_path / "a.json")
     assert Evaluation.load(tmp_path / "a.json") == evaluation
     for text, said in (
@@ -423,28 +423,7 @@ def test_marks_are_texts_or_lists_of_them(tmp_path: Path) -> None:
 
 # --- the command
 
-DRIVER = """
-import sys
-from safex import cli, expert_set
-from safex.errors import InputError
-from safex.experts import to_expert
-
-
-def stand_in(text):  # until expert_set has parse_experts
-    file, _, group = text.partition(":")
-    if not file.endswith(".json"):
-        return [to_expert(one) for one in text.split(",")]
-    experts = expert_set.ExpertSet.load(file).groups[group]
-    if not experts:
-        raise InputError(f"{file}: group {group!r} is empty")
-    return experts
-
-
-if not hasattr(expert_set, "parse_experts"):
-    expert_set.parse_experts = stand_in
-cli.COMMANDS.setdefault("eval", "")
-sys.exit(cli.main())
-"""
+DRIVER = "import sys; from safex import cli; cli.COMMANDS.setdefault('eval', ''); sys.exit(cli.main())"
 
 
 def run(*words: object, cwd: Path) -> Ran:
@@ -518,3 +497,12 @@ def test_bad_usage_is_one_line(
 def test_an_empty_group_is_one_line(prompt_files: list[str], tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('{"safex_expert_set": 1, "groups": {"ctrl": []}}')
     run("demo", *prompt_files, "--mask", "e.json:ctrl", cwd=tmp_path).fails(2, "ctrl")
+
+
+def test_results_never_replace_what_they_are_made_of(prompt_files: list[str], tmp_path: Path) -> None:
+    text = '{"safex_expert_set": 1, "groups": {"ctrl": ["0:1"]}}'
+    (tmp_path / "e.json").write_text(text)
+    for option in ("-o", "--responses"):
+        words = ("--mask", "e.json:ctrl", option, "e.json", "--force")
+        run("demo", *prompt_files, *words, cwd=tmp_path).fails(2, "e.json: is one of the inputs")
+    assert (tmp_path / "e.json").read_text() == text

@@ -177,7 +177,9 @@ def output_paths(args: argparse.Namespace) -> tuple[Path, Path]:
     model = resolve(args.model)
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
     files = [part.partition("=")[2] or part for part in args.prompts or ()]
-    inputs = [*map(str, shards(model)), *files, *filter(None, (args.profile, args.text, args.mask))]
+    mask = args.mask or ""
+    named = filter(None, (args.profile, args.text, mask, mask.rpartition(":")[0]))
+    inputs = [*map(str, shards(model)), *files, *named]
     again = args.force or args.resume
     output = new_file(args.output, Path(f"{stem}.eval.json"), again, inputs)
     answers = new_file(args.responses, Path(f"{stem}.responses.jsonl"), again, inputs)

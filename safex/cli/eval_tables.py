@@ -77,7 +77,7 @@ def changes_table(sets: Sequence[dict[str, Any]]) -> Table:
 def _controls_heading(rows: Sequence[dict[str, Any]]) -> str:
     return (
         f"{max(row['n'] for row in rows)} control masks a kind, each of as many other experts (rates: mean, least to "
-        "most); p = (1 + controls that do as much as the mask) / (1 + controls)"
+        "most); used = summed activation; p = (1 + controls that do as much as the mask) / (1 + controls)"
     )
 
 
@@ -87,7 +87,7 @@ def controls_table(rows: Sequence[dict[str, Any]], evaluation: Evaluation) -> Ta
     for set_ in dict.fromkeys(row["set"] for row in rows):
         body.append([set_, "the mask", "", *_of_mask(set_, evaluation, rows)])
         body += [_control_line(row, evaluation) for row in rows if row["set"] == set_]
-    columns = ["set", "kind", "n", "activation", *READINGS, "p (refuse)", "p (comply)"]
+    columns = ["set", "kind", "n", "used", *READINGS, "p refuse", "p comply"]
     return table(columns, body, right=range(2, len(columns)))
 
 
@@ -102,9 +102,14 @@ def _of_mask(set_: str, evaluation: Evaluation, rows: Sequence[dict[str, Any]]) 
 
 def _control_line(row: dict[str, Any], evaluation: Evaluation) -> list[str]:
     activation = [one["activation"] for one in evaluation.controls if one["kind"] == row["kind"]]
-    p_values = [f"{row[reading]['placement']['p_value']:.3f}" for reading in READINGS[:2]]
+    p_values = [_placed(row, reading) for reading in ("refuse", "comply")]
     spans = [_span(row[reading]) for reading in READINGS]
     return ["", row["kind"], str(row["n"]), _activation(activation), *spans, *p_values]
+
+
+def _placed(row: dict[str, Any], reading: str) -> str:
+    """The p-value; one mask alone has none worth the name."""
+    return f"{row[reading]['placement']['p_value']:.3f}" if row["n"] > 1 else ""
 
 
 def _span(values: dict[str, float]) -> str:

@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--gradient", action="store_true", help="the derivative of the logit by each expert's gain, at gain 1"
     )
-    add("--step", type=float, default=0.1, metavar="H", help="step of --gradient (default 0.1)")
+    add("--step", type=float, default=0.1, metavar="H", help="step of --gradient (default 0.1; F32: 0.003)")
     for side, what in (("refusal", "refusals"), ("compliance", "compliant answers")):
         add(
             f"--{side}-start",

@@ -157,7 +157,10 @@ def _result(
         controls=_controls(model, plan),
         judges=names,
         results=results,
-        agreement=[vars(pair) for pair in judging.agreements([_only(r.labels, names) for r in records])],
+        agreement=[
+            {**vars(pair), "judges": list(pair.judges)}
+            for pair in judging.agreements([_only(record.labels, names) for record in records])
+        ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
         notes=plan.notes + _notes(settings, cost),
