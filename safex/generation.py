@@ -143,7 +143,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 def _split_tags(text: str, tags: Tags) -> tuple[str, str]:
     """Every block is reasoning; a closing tag without an opening one closes a block that the prompt opened."""
-    reasoning, answer = [], []
+    reasoning: list[str] = []
+    answer: list[str] = []
     head, closed, rest = text.partition(tags.closing)
     if closed and tags.opening not in head:
         reasoning.append(head)
@@ -159,7 +160,8 @@ def _split_tags(text: str, tags: Tags) -> tuple[str, str]:
 
 
 def _split_channels(text: str) -> tuple[str, str]:
-    reasoning, answer = [], []
+    reasoning: list[str] = []
+    answer: list[str] = []
     for message in text.split(CHANNEL)[1:]:
         name, _, content = message.partition(MESSAGE)
         for end in MESSAGE_ENDS:

@@ -19,9 +19,9 @@ from . import library, model_file
 from .chat import ChatTemplate, common_tail
 from .errors import InputError
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
+from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
 from .generation import Response as Response
 from .generation import Route as Route
-from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
@@ -414,7 +414,7 @@ class Model:
             encoded.append(known[prompt])
         return encoded
 
-    def _run_prompt(self, tokens: Tokens, intervention: Intervention, **wanted: bool) -> dict[str, Any]:
+    def _run_prompt(self, tokens: Tokens, intervention: Intervention, **wanted: Any) -> dict[str, Any]:
         """What the core returns for one raw token list."""
         masks, (numbers,) = intervention.numbered(1)
         results: dict[int, dict[str, Any]] = {}
@@ -430,7 +430,7 @@ class Model:
         on_tokens: Counter | None = None,
         **options: Any,
     ) -> None:
-        """Run requests in the core, one call at a time; ``on_result`` gets each one's index and result when it is done."""
+        """Run requests in the core, one call at a time; ``on_result`` gets each one's index and result."""
         if self._runs_in == threading.get_ident():
             raise InputError(
                 "this model is running: what it calls back can't run it again; wait for its answers"

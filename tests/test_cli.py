@@ -89,7 +89,13 @@ def test_the_installed_program_is_the_same() -> None:
 @pytest.mark.parametrize(
     "words, parts",
     [
-        ([], ["no command given", "info, profile, identify, compare, report, eval, judge, sweep, serve, trace"]),
+        (
+            [],
+            [
+                "no command given",
+                "info, profile, identify, compare, report, eval, judge, sweep, serve, trace",
+            ],
+        ),
         (["pofile", "demo"], ["no command 'pofile'", "did you mean profile?"]),
         (["xyzzy"], ["no command 'xyzzy'", "expected one of info, profile, identify"]),
         (["profile"], ["expected MODEL, or traces", "safex-native profile --help"]),
