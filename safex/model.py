@@ -186,9 +186,10 @@ class Model:
 
         An empty list given to them means no mask.
 
-        >>> with Model("demo") as model, model.masked(["0:1"]):
-        ...     inside = model.logits([5, 6, 7])
-        >>> bool((inside == Model("demo").logits([5, 6, 7], ["0:1"])).all())
+        >>> with Model("demo") as model:
+        ...     with model.masked(["0:1"]):
+        ...         inside = model.logits([5, 6, 7])
+        ...     bool((inside == model.logits([5, 6, 7], ["0:1"])).all())
         True
         """
         before, self._default = self._default, Intervention(experts, mode, gain, phase)

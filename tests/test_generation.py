@@ -79,9 +79,8 @@ def test_thousands_of_masks_need_one_graph(demo: safex.Model) -> None:
     ubatches = 2000 * len(tokens) / 512
     assert demo.session.n_graph_reuses - before > 0.8 * ubatches
     single = np.concatenate([demo.score([tokens], [5, 6], mask=m) for m in masks[::100]])
-    assert (
-        np.linalg.norm(scores[::100] - single) / np.linalg.norm(single) < 0.01
-    )  # the demo's weights are Q8_0
+    error = np.linalg.norm(scores[::100] - single) / np.linalg.norm(single)
+    assert error < 0.01  # the demo's weights are Q8_0
 
 
 @pytest.mark.parametrize("phase", ["prompt", "response"])
@@ -193,7 +192,7 @@ def test_common_beginnings_are_computed_once(exact: Exact) -> None:
     with exact("qwen3moe") as model:
         prompts = random_prompts(40, shared=100)
         n_prompt = sum(map(len, prompts))
-        masks = [random_masks(model, 1)[0] if i % 2 else None for i in range(40)]
+        masks = [[(0, 1), (1, 2)] if i % 2 else None for i in range(40)]
 
         def tokens_computed(**how: Any) -> int:
             ticks: list[int] = []
