@@ -262,6 +262,7 @@ void bind_session(nb::module_ & m) {
         .def("__init__", &init, "path"_a, "n_gpu_layers"_a, "n_threads"_a, "n_ctx"_a, "n_ubatch"_a, "flash_attn"_a.none(),
              "kv_type"_a, "mmap"_a, "tensor_overrides"_a, "progress"_a.none())
         .def_prop_ro("facts", &safex::Session::facts, nb::rv_policy::reference_internal)
+        .def("require_experts", &safex::Session::require_experts)
         .def_prop_ro("n_ctx", &safex::Session::n_ctx)
         .def_prop_ro("n_splits", &safex::Session::n_splits)
         .def_prop_ro("n_graph_reuses", &safex::Session::n_graph_reuses)

@@ -70,8 +70,11 @@ class Model:
     Raises
     ------
     InputError
-        The file is missing or is no model. ``UnsupportedError``: it has no routed experts, or routes them in a way
-        that can't be followed. ``DeviceError``: no memory, or a back end that fails.
+        The file is missing or is no model. ``UnsupportedError``: it routes experts in a way that can't be followed, or
+        can't continue a text. ``DeviceError``: no memory, or a back end that fails.
+
+    A dense model has no ``layers`` and 0 ``n_experts``; whatever needs routed experts, masks among it, raises
+    UnsupportedError before anything is computed.
 
     >>> with Model("demo") as model:
     ...     model.layers, model.n_experts, model.top_k
@@ -118,7 +121,7 @@ class Model:
         self.facts: Any = self._session.facts
         self.layers: list[int] = [router.layer for router in self.facts.routers]
         self.top_k_of_layers: list[int] = [router.top_k for router in self.facts.routers]
-        self.top_k: int = max(self.top_k_of_layers)
+        self.top_k: int = max(self.top_k_of_layers, default=0)
         self.n_experts: int = self.facts.n_experts
         self.n_ctx: int = min(n_ctx, self._session.n_ctx, self.facts.n_ctx_train or n_ctx)
         self.chat = ChatTemplate(
@@ -149,6 +152,10 @@ class Model:
         if self._session is None:
             raise InputError("this model is closed; open it again with safex.Model(...)")
         return self._session
+
+    def require_experts(self) -> None:
+        """Raise UnsupportedError where the model is dense: it has nothing to profile or mask."""
+        self.session.require_experts()
 
     # --- text and tokens
 
@@ -194,7 +201,8 @@ class Model:
         """
         before, self._default = self._default, Intervention(experts, mode, gain, phase)
         try:
-            self._default.numbered(1)
+            if self._default.numbered(1)[0]:
+                self.require_experts()
             yield self
         finally:
             self._default = before
@@ -240,8 +248,9 @@ class Model:
         ``on_response(index, response)`` hears of each answer as it is done, index = prompt * n_samples + sample;
         what it raises ends the run. ``on_tokens`` hears about ten times a second how many tokens were processed.
 
-        Raises InputError, before anything is computed, for settings out of range, a mask that the model can't
-        have, and a prompt that with ``max_new`` tokens exceeds the context.
+        Raises, before anything is computed, InputError for settings out of range, a mask that the model can't
+        have, and a prompt that with ``max_new`` tokens exceeds the context; UnsupportedError for masks or ``routes``
+        where the model is dense.
         """
         sampling = Sampling(n_samples, temperature, top_p, seed, stop)
         encoded = self._encode_all(prompts)
@@ -317,12 +326,14 @@ class Model:
         each prompt is written as it finishes: a run that was stopped goes on with ``resume=True``, and ``force``
         replaces an existing file. ``progress(prompts done, prompts in all, tokens done)`` is called while it runs.
 
-        Raises InputError, before anything is computed, where a prompt is longer than the context.
+        Raises, before anything is computed, InputError where a prompt is longer than the context, and
+        UnsupportedError where the model is dense.
 
         >>> with Model("demo") as model:
         ...     model.profile(["How do I bake bread?"]).counts.shape
         (1, 4, 32)
         """
+        self.require_experts()
         return profile_prompts(
             self,
             as_prompt_set(prompts),

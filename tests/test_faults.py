@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 from cli_runner import (
     EXACT,
     PROGRAM,
@@ -54,17 +52,11 @@ def names(folder: Path) -> list[str]:
 # --- models
 
 
-def dense_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    spec = dataclasses.replace(
-        tiny_models.SPECS["llama"], dense_layers=(0, 1, 2, 3), n_experts=0, top_k=0, ff_expert=0
-    )
-    monkeypatch.setitem(tiny_models.SPECS, "llama", spec)
-    return tiny_models.write_tiny(path, "llama")
-
-
-def test_a_dense_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = dense_model(folder / "dense.gguf", monkeypatch)
-    for done in (profile(folder, model=model), cli("info", model), cli("trace", model, "a")):
+def test_a_dense_model(folder: Path, tiny_path: TinyPath) -> None:
+    model = folder / "dense.gguf"
+    model.symlink_to(tiny_path("dense-llama"))
+    masked = cli("eval", model, "--mask", "0:1", "--prompts", "regular=a.txt", cwd=folder)
+    for done in (profile(folder, model=model), cli("trace", model, "a"), masked):
         done.fails(2, "dense.gguf: a dense model", "no routed experts")
     assert names(folder) == ["a.txt", "dense.gguf"]
 

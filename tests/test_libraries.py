@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def face_model():
     model = llama_cpp.Llama(DEMO, n_ctx=128, logits_all=True, verbose=False, n_threads=2)
     model.eval(TOKENS)
     said["face"] = np.array(model.scores[: len(TOKENS)])
+
+def ordinary_dense():
+    sys.path.insert(0, os.environ["ORDINARY"])
+    import llama_cpp
+    f32 = dict(flash_attn=False, type_k=0, type_v=0)
+    model = llama_cpp.Llama(os.environ["DENSE"], n_ctx=128, logits_all=True, verbose=False, n_threads=2, **f32)
+    rows = []
+    for tokens in PROMPTS:
+        model.reset()
+        model.eval(tokens)
+        row = np.array(model.scores[len(tokens) - 1], float)
+        rows.append(row - np.log(np.exp(row).sum()))
+    said["ordinary"] = np.array(rows)
+
+def our_dense():
+    import safex
+    with safex.Model(os.environ["DENSE"], n_ctx=4096, n_threads=2, flash_attn=False, kv_type="f32") as model:
+        said["ours"] = model.score(PROMPTS, range(model.facts.n_vocab))[:, 0]
+
+PROMPTS = [[(7 * i * i + 3 * j * j + j) % 288 for j in range(1 + i % 40)] for i in range(100)]
 
 for step in sys.argv[2:]:
     globals()[step]()
@@ -140,6 +161,27 @@ def test_both_copies_work_in_one_process(order: tuple[str, str], ordinary: Path)
     for name in ("llama", "ggml", "ggml-base"):
         folders = {path.parent for path in mapped(said, name)}
         assert folders == {LIB, library_folder.resolve()}, name
+
+
+@needs_elf
+@pytest.mark.parametrize("arch", ["dense-llama", "dense-qwen3"])
+def test_packed_dense_models_compute_what_unpatched_llama_cpp_does(
+    arch: str, ordinary: Path, tiny_path: Callable[..., Path]
+) -> None:
+    said = answer(
+        run(
+            "ordinary_dense",
+            "our_dense",
+            ORDINARY=ordinary,
+            DENSE=tiny_path(arch),
+            LLAMA_CPP_LIB_PATH=ordinary / "llama_cpp" / "lib",
+        )
+    )
+    assert {path.parent for path in mapped(said, "llama")} == {
+        LIB,
+        (ordinary / "llama_cpp" / "lib").resolve(),
+    }
+    assert said["distance"] < 1e-5
 
 
 @needs_elf

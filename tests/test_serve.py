@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 from cli_runner import EXACT, STEADY, Ran, environment
 
 import safex
@@ -408,18 +407,13 @@ def test_options_that_make_no_sense() -> None:
 
 
 @needs_server
-def test_models_that_cannot_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_served(tmp_path: Path, tiny_path: Callable[..., Path]) -> None:
     refused(tmp_path / "none.gguf").fails(2, "none.gguf: no such model file")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes((DATA / "demo.gguf").read_bytes()[:1_000_000])
     refused(cut, "--port", 0).fails(2, "cut.gguf: not a model that can be loaded", "file bounds")
-    changes = {"dense_layers": (0, 1, 2, 3), "n_experts": 0, "top_k": 0, "ff_expert": 0}
-    monkeypatch.setitem(
-        tiny_models.SPECS, "llama", dataclasses.replace(tiny_models.SPECS["llama"], **changes)
-    )
-    tiny_models.write_tiny(tmp_path / "dense.gguf", "llama")
-    refused(tmp_path / "dense.gguf", "--mask", "0:1", "--port", 0).fails(
-        2, "dense.gguf: ", "no routed experts"
+    refused(tiny_path("dense-llama"), "--mask", "0:1", "--port", 0).fails(
+        2, "f32.gguf: a dense model (architecture llama): it has no routed experts to profile or mask"
     )
 
 

@@ -1,6 +1,7 @@
-"""Tiny random-weight MoE models as GGUF files, one per architecture: the same bytes on every machine.
+"""Tiny random-weight models as GGUF files, one per architecture: the same bytes on every machine.
 
     write_tiny(path, "qwen3moe")
+    write_tiny(path, "dense-llama")
 
 Needs NumPy and the `gguf` package only. `reference/generate.py` loads the same numbers into Hugging Face
 models and stores what they compute in `golden/`; `fingerprint` tells whether the two still belong together.
@@ -9,7 +10,7 @@ models and stores what they compute in `golden/`; `fingerprint` tells whether th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -232,6 +233,20 @@ SPECS = {
 }
 ARCHITECTURES = list(SPECS)
 
+_NO_EXPERTS = {"top_k": 0, "n_experts": 0, "dense_layers": (0, 1, 2, 3)}
+_DENSE = "dense-"  # before the architecture's name, which MoE models may have too
+DENSE_SPECS = {
+    "dense-llama": Spec(
+        block=_ATTENTION + " ffn_norm.weight",
+        eps=1e-5,
+        meta={"context_length": 4096},  # guard prompts are long, in a vocabulary of bytes
+        **_NO_EXPERTS,
+    ),
+    "dense-qwen3": Spec(
+        block=_ATTENTION + _QK_NORM + " ffn_norm.weight", head_dim=32, rope_base=1e6, **_NO_EXPERTS
+    ),
+}
+
 # First match wins: (end of the name, mean, standard deviation); the fan-in decides where it is None.
 # The selection bias can lift an expert of probability 0 into the top k, which reroute has to prevent.
 _DISTRIBUTIONS: tuple[tuple[str, float, float | None], ...] = (
@@ -244,6 +259,11 @@ _DISTRIBUTIONS: tuple[tuple[str, float, float | None], ...] = (
 )
 # A spread router keeps selections away from ties, strong experts make a mask visible in the logits.
 _GAINS = {"ffn_gate_inp.weight": 2.0, "ffn_down_exps.weight": 2.0}
+
+
+def spec_of(arch: str) -> Spec:
+    """The sizes and names of an architecture's tiny model, dense ones by ``dense-NAME``."""
+    return DENSE_SPECS[arch] if arch.startswith(_DENSE) else SPECS[arch]
 
 
 def _dimensions(spec: Spec) -> dict[str, int]:
@@ -265,7 +285,7 @@ def _dimensions(spec: Spec) -> dict[str, int]:
 
 def tensor_shapes(arch: str) -> dict[str, tuple[int, ...]]:
     """Name and NumPy shape of every tensor, in file order."""
-    spec = SPECS[arch]
+    spec = spec_of(arch)
     dimensions = _dimensions(spec)
     symbols = SHAPES | dict(spec.shapes)
     return {
@@ -300,16 +320,19 @@ def tiny_tensors(arch: str, seed: int = 0) -> Tensors:
 
 def metadata(arch: str) -> dict[str, Value]:
     """The model's hyperparameters by GGUF key, without the architecture's prefix."""
-    spec = SPECS[arch]
+    spec = spec_of(arch)
+    experts = {
+        "expert_feed_forward_length": spec.ff_expert,
+        "expert_count": spec.n_experts,
+        "expert_used_count": spec.top_k,
+    }
     return {
         "vocab_size": VOCAB,
         "context_length": CONTEXT,
         "block_count": spec.n_layers,
         "embedding_length": HIDDEN,
         "feed_forward_length": spec.ff_dense,
-        "expert_feed_forward_length": spec.ff_expert,
-        "expert_count": spec.n_experts,
-        "expert_used_count": spec.top_k,
+        **(experts if spec.n_experts else {}),
         "attention.head_count": spec.heads,
         "attention.head_count_kv": spec.kv_heads,
         "attention.key_length": spec.head_dim,
@@ -350,15 +373,20 @@ def _byte_tokens() -> list[str]:
     return [chr(byte if byte in printable else next(moved)) for byte in range(256)]
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
-    tokens = [*_byte_tokens(), *(merge.replace(" ", "") for merge in MERGES), *SPECIALS]
+def bpe_tokens(merges: Sequence[str] = MERGES) -> list[str]:
+    """The vocabulary, in order."""
+    return [*_byte_tokens(), *(merge.replace(" ", "") for merge in merges), *SPECIALS]
+
+
+def add_bpe(writer: gguf.GGUFWriter, merges: Sequence[str] = MERGES) -> None:
+    """The tokenizer with as many merges as ``MERGES``, and the chat template."""
     normal = VOCAB - len(SPECIALS)
     types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(SPECIALS)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
+    writer.add_token_list(bpe_tokens(merges))
     writer.add_token_types(types)
-    writer.add_token_merges(MERGES)
+    writer.add_token_merges(list(merges))
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(PAD)
@@ -368,9 +396,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
 
 def _add_metadata(writer: gguf.GGUFWriter, arch: str) -> None:
     writer.add_name(f"tiny {arch}")
+    prefix = arch.removeprefix(_DENSE)
     add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     for key, value in metadata(arch).items():
-        add[type(value)](f"{arch}.{key}", value)
+        add[type(value)](f"{prefix}.{key}", value)
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray, quant: str | None) -> None:
@@ -383,13 +412,20 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray, quant: st
 
 
 def write_gguf(
-    path: str | Path, arch: str, tensors: Tensors, quant: str | None = None, split: int = 0
+    path: str | Path,
+    arch: str,
+    tensors: Tensors,
+    quant: str | None = None,
+    split: int = 0,
+    add_tokenizer: Callable[[gguf.GGUFWriter], None] = add_bpe,
 ) -> Path:
     """Write given weights as a GGUF file of the architecture's tiny model, or with ``split`` as several of at most
     that many tensors; returns the path."""
-    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
+    writer = gguf.GGUFWriter(path, arch.removeprefix(_DENSE), split_max_tensors=split)
     _add_metadata(writer, arch)
-    _add_tokenizer(writer)
+    kind = f"MOSTLY_{quant.upper()}" if quant else "ALL_F32"
+    writer.add_file_type(gguf.LlamaFileType[kind])
+    add_tokenizer(writer)
     for name, array in tensors.items():
         _add_tensor(writer, name, array, quant)
     writer.write_header_to_file()

@@ -1,5 +1,6 @@
 #include "safex/attach.h"
 
+#include "loader.h"
 #include "safex/error.h"
 #include "tap.h"
 
@@ -30,7 +31,7 @@ struct Attachment::Impl {
             throw Error(ErrorCode::device, "computing two tokens failed (code " + std::to_string(status) + ")");
         }
         if (tap.routers().empty()) {
-            throw Error(ErrorCode::unsupported, "the model has no routed experts to mask");
+            throw Error(ErrorCode::unsupported, dense_model(read_facts(llama_get_model(context)).architecture));
         }
         if (tap.needs_all_outputs()) {
             throw Error(ErrorCode::unsupported,

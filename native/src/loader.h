@@ -24,8 +24,11 @@ ModelPtr load_model(const SessionOptions & options);
 // `all_outputs`: every token of a ubatch may ask for logits.
 ContextPtr make_context(llama_model * model, const SessionOptions & options, bool all_outputs);
 
-// Blocks that hold routed experts, from the tensor names of the file.
+// Blocks that hold routed experts or a router, from the tensor names of the file; none in a dense model.
 std::vector<int> expert_blocks(const std::string & path);
+
+// What errors say of a model without routed experts.
+std::string dense_model(const std::string & architecture);
 
 ModelFacts read_facts(const llama_model * model);
 

@@ -20,8 +20,13 @@ struct Session::Impl {
 
     explicit Impl(const SessionOptions & given)
         : options(given), model(load_model(options)), facts(read_facts(model.get())) {
+        const std::vector<int> blocks = expert_blocks(options.path);
         open_context(false);
-        probe();
+        if (blocks.empty()) {  // dense: the tap stays idle
+            check_continues();
+            return;
+        }
+        probe(blocks);
         if (tap.needs_all_outputs()) {
             open_context(true);
         }
@@ -34,12 +39,7 @@ struct Session::Impl {
     }
 
     // Two tokens through the graph tell what it routes, and whether all of it can be seen.
-    void probe() {
-        const std::vector<int> blocks = expert_blocks(options.path);
-        if (blocks.empty()) {
-            throw Error(ErrorCode::unsupported, options.path + ": a dense model (architecture " + facts.architecture +
-                                                    "): it has no routed experts to profile or mask");
-        }
+    void probe(const std::vector<int> & blocks) {
         RunOptions run_options;
         run_options.routes                  = true;
         const std::vector<Request> requests = {{{0, 0}, 0, 0, 0}};
@@ -63,7 +63,27 @@ struct Session::Impl {
         }
     }
 
+    // Encoders and diffusion models have no cache that a text could be continued from.
+    void check_continues() const {
+        if (llama_get_memory(context.get()) == nullptr || llama_model_has_encoder(model.get())) {
+            throw Error(ErrorCode::unsupported, options.path + ": architecture " + facts.architecture +
+                                                    " takes whole texts and can't continue one: expected a model that "
+                                                    "generates token by token");
+        }
+    }
+
+    void require_experts() const {
+        if (facts.routers.empty()) {
+            throw Error(ErrorCode::unsupported, options.path + ": " + dense_model(facts.architecture));
+        }
+    }
+
     void check(const std::vector<Request> & requests, const RunOptions & run_options) const {
+        const bool masked =
+            std::any_of(run_options.masks.begin(), run_options.masks.end(), [](const Mask & mask) { return !mask.empty(); });
+        if (masked || run_options.statistics || run_options.routes) {
+            require_experts();
+        }
         for (const Mask & mask : run_options.masks) {
             check_mask(mask, facts.routers);
         }
@@ -121,6 +141,10 @@ Session::~Session() = default;
 
 const ModelFacts & Session::facts() const {
     return impl_->facts;
+}
+
+void Session::require_experts() const {
+    impl_->require_experts();
 }
 
 uint32_t Session::n_ctx() const {

@@ -13,12 +13,22 @@ from safex.errors import DeviceError, DiskError, InputError
 from .eval_tables import show
 from .export import add_export_options, check_export, export, wants_export
 from .output import Output
-from .parser import MODEL_HELP, add_model_options, new_file, not_negative, open_model, positive, share
+from .parser import (
+    MODEL_HELP,
+    add_model_options,
+    model_settings,
+    new_file,
+    not_negative,
+    open_model,
+    positive,
+    share,
+)
 from .progress import make_steps
 
 if TYPE_CHECKING:
     from safex.evaluation import Evaluation, Marks
     from safex.experts import Expert
+    from safex.judges import Judge
     from safex.profile import Profile
     from safex.prompts import PromptSet
 
@@ -223,7 +233,7 @@ def evaluate(
 
     with make_steps(args.quiet) as steps:
         steps.running("loading the model", 0, 1)
-        with open_model(args) as model:
+        with open_model(args, needs_experts=experts is not None) as model:
             return evaluation.evaluate(
                 model,
                 prompts,
@@ -231,7 +241,7 @@ def evaluate(
                 mode=args.mode,
                 gain=args.gain,
                 phase=args.phase,
-                judges=args.judge or ("keyword",),
+                judges=make_judges(args),
                 controls=_kinds(args),
                 draws=max(1, args.controls),
                 control_sets=args.control_sets.split(","),
@@ -249,6 +259,18 @@ def evaluate(
                 comply=marks,
                 progress=steps.running,
             )
+
+
+def make_judges(args: argparse.Namespace) -> list[str | Judge]:
+    """The judges asked for. Guard models run where the model does, with a context of their own."""
+    from safex.judges import make
+
+    own = ("n_ctx", "tensor_overrides")
+    settings = {name: value for name, value in model_settings(args).items() if name not in own}
+    return [
+        make(spec, settings=settings) if spec.startswith("gguf:") else spec
+        for spec in args.judge or ("keyword",)
+    ]
 
 
 def _kinds(args: argparse.Namespace) -> Sequence[str]:

@@ -67,7 +67,7 @@ def describe_model(args: argparse.Namespace, out: Output) -> None:
         raise InputError(f"{args.file}: only a profile has tables for --csv and --parquet, this is a model")
     args.model = args.file
     progress = make_progress(args.file, out.quiet)
-    with progress, open_model(args, progress.loading) as model:
+    with progress, open_model(args, progress.loading, needs_experts=False) as model:
         facts = model_facts(model)
     out.text(table(["", ""], _model_rows(facts)))
     if not facts["chat_template"]:
@@ -114,16 +114,17 @@ def _router_facts(model: Model, metadata: dict[str, str]) -> dict[str, Any]:
     def of_architecture(key: str) -> str | None:
         return metadata.get(f"{model.facts.architecture}.{key}")
 
-    router = model.facts.routers[0]
+    router = next((router for router in model.facts.routers if router.n_groups > 1), None)
     shared = of_architecture("expert_shared_count")
     gating = of_architecture("expert_gating_func")
     return {
+        "dense": not model.layers,
         "layers": model.layers,
         "experts": model.n_experts,
         "top_k": model.top_k,
         "top_k_of_layers": model.top_k_of_layers,
-        "groups": router.n_groups if router.n_groups > 1 else None,
-        "groups_used": router.n_groups_used if router.n_groups > 1 else None,
+        "groups": router.n_groups if router else None,
+        "groups_used": router.n_groups_used if router else None,
         "shared_experts": int(shared) if shared else None,
         "gating": GATING.get(gating, gating) if gating else None,
     }
@@ -158,6 +159,8 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _expert_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if facts["dense"]:
+        return [("blocks", str(facts["blocks"])), ("experts", "no routed experts (dense)")]
     layers, top_k = facts["layers"], facts["top_k_of_layers"]
     same = len(set(top_k)) == 1
     groups = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from safex.errors import InputError, SafexError
 
 from .output import Output, table
-from .parser import FLASH, MODEL_HELP, add_model_options, new_file, open_model, positive
+from .parser import MODEL_HELP, add_model_options, model_settings, new_file, open_model, positive
 from .progress import Steps, make_steps
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _options(kind: str, args: argparse.Namespace, loaded: Responses) -> dict[str
     if kind == "logit" and args.model:
         return {"model": _model_that_answered(args, loaded)}
     if kind == "gguf":
-        return {"settings": _settings(args)}
+        return {"settings": model_settings(args)}
     if kind == "openai":
         limits = {"timeout": float(args.timeout), "max_retries": args.retries, "n_parallel": args.parallel}
         return {"cache": not args.no_cache, **limits}
@@ -103,26 +103,13 @@ def _options(kind: str, args: argparse.Namespace, loaded: Responses) -> dict[str
 
 
 def _model_that_answered(args: argparse.Namespace, loaded: Responses) -> Any:
-    model = open_model(args)
+    model = open_model(args, needs_experts=False)
     known = loaded.header.model.get("model.fingerprint", model.fingerprint)
     if known != model.fingerprint:
         raise InputError(
             f"{args.model}: is not the model that gave these answers (fingerprint {known}); name that one"
         )
     return model
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "n_gpu_layers": args.gpu_layers,
-        "n_threads": args.threads,
-        "n_ctx": args.ctx,
-        "n_ubatch": args.ubatch,
-        "flash_attn": FLASH[args.flash_attn],
-        "kv_type": args.kv_type,
-        "mmap": not args.no_mmap,
-        "tensor_overrides": dict(args.override_tensor),
-    }
 
 
 def judge_all(

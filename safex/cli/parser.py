@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from safex.errors import InputError
 
@@ -216,19 +216,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(args: argparse.Namespace, on_load: Callable[[float], None] | None = None) -> Model:
-    """The model as the options say."""
+def open_model(
+    args: argparse.Namespace, on_load: Callable[[float], None] | None = None, needs_experts: bool = True
+) -> Model:
+    """The model as the options say. Raises UnsupportedError for a dense one where its experts are needed."""
     from safex.model import Model
 
-    return Model(
-        args.model,
-        n_gpu_layers=args.gpu_layers,
-        n_threads=args.threads,
-        n_ctx=args.ctx,
-        n_ubatch=args.ubatch,
-        flash_attn=FLASH[args.flash_attn],
-        kv_type=args.kv_type,
-        mmap=not args.no_mmap,
-        tensor_overrides=dict(args.override_tensor),
-        on_load=on_load,
-    )
+    model = Model(args.model, **model_settings(args), on_load=on_load)
+    if needs_experts:
+        model.require_experts()
+    return model
+
+
+def model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The model options as ``safex.Model`` takes them."""
+    return {
+        "n_gpu_layers": args.gpu_layers,
+        "n_threads": args.threads,
+        "n_ctx": args.ctx,
+        "n_ubatch": args.ubatch,
+        "flash_attn": FLASH[args.flash_attn],
+        "kv_type": args.kv_type,
+        "mmap": not args.no_mmap,
+        "tensor_overrides": dict(args.override_tensor),
+    }

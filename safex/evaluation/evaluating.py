@@ -63,7 +63,7 @@ def evaluate(
     (None: the text that ships). ``progress(what, done, total)``. The same seed gives the same result.
 
     Raises InputError before anything is generated: no set "regular", a mask the model can't have, an unknown kind or
-    judge, a prompt that the context can't hold.
+    judge, a prompt that the context can't hold; UnsupportedError for ``experts`` of a dense model.
 
     >>> import safex
     >>> prompts = PromptSet(list(PromptSet.bundled("demo"))[:4])
@@ -71,6 +71,8 @@ def evaluate(
     ...     evaluate(model, prompts, ["3:13"], controls=(), utility=False).results["keyword"]["sets"][0]["before"]["n"]
     4
     """
+    if experts is not None:
+        model.require_experts()
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
     is_demo = model.path.parent == model_file.DATA

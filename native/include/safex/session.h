@@ -108,15 +108,16 @@ struct RunOptions {
 
 class Session {
   public:
-    // Throws Error: input (not a model file), unsupported (no routed experts, or an architecture the tap can't follow),
-    // device (out of memory, a back end that fails), interrupted.
+    // A dense model loads too: it has no routers. Throws Error: input (not a model file), unsupported (routing that the tap
+    // can't follow, or a model that can't continue a text), device (out of memory, a back end that fails), interrupted.
     explicit Session(const SessionOptions & options);
     ~Session();
     Session(const Session &)             = delete;
     Session & operator=(const Session &) = delete;
 
     const ModelFacts & facts() const;
-    uint32_t           n_ctx() const;  // longest prompt plus response
+    void               require_experts() const;  // throws Error(unsupported) where the model is dense
+    uint32_t           n_ctx() const;            // longest prompt plus response
     std::string        device_description() const;
     int                n_splits() const;        // of the last graph computed
     int                n_graph_reuses() const;  // ubatches computed so far without building their graph anew
@@ -125,7 +126,8 @@ class Session {
     std::vector<int32_t> tokenize(const std::string & text, bool parse_special) const;
     std::string          detokenize(const std::vector<int32_t> & tokens, bool special) const;
 
-    // Runs all requests packed into full ubatches and hands over each result as it is ready, in no fixed order.
+    // Runs all requests packed into full ubatches and hands over each result as it is ready, in no fixed order. Refuses
+    // requests that can't be run, masks among them, before the first ubatch.
     void run(const std::vector<Request> & requests, const RunOptions & options,
              const std::function<void(size_t, Result &&)> & on_result);
 
