@@ -29,8 +29,8 @@ from safex.cli import COMMANDS
 from safex.cli.parser import parse
 from safex.report import build_page, read_sources
 from safex.report.activation import expert_map, robust_scale, set_sums
+from safex.report.commands import commands
 from safex.report.divergence import divergences, shuffled_labels
-from safex.report.methods import commands
 from safex.report.plotly_figures import pack
 from safex.report.png import DPI, pictures, write_pictures
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from browser import Opened, chromium, opened
 from report_files import HOSTILE, clusters, make_comparison, make_expert_set, make_profile, write_all
+from report_results import make_evaluation, make_sweep
+from test_report_results import hostile_files
 
 import safex
 
@@ -329,4 +331,197 @@ def test_opens_at_scale(
         assert 500 < height < 1200
         click_cell(shown, 30, shape[1] // 2, shape)
         assert shown.page.inner_text("#map-detail h3") == f"Expert {profile.layers[30]}:{shape[1] // 2}"
+        shown.assert_clean()
+
+
+# --- evaluations and sweeps
+
+
+@pytest.fixture(scope="module")
+def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    make_profile().save(folder / "p.profile.gguf")
+    make_evaluation().save(folder / "a.eval.json")
+    make_sweep().save(folder / "b.sweep.json")
+    names = ("p.profile.gguf", "a.eval.json", "b.sweep.json")
+    return safex.write_report([folder / name for name in names], folder / "out.html")
+
+
+@pytest.fixture
+def results(browser: Browser, results_file: Path) -> Iterator[Opened]:
+    with opened(browser, results_file, viewport={"width": 1280, "height": 900}) as page:
+        yield page
+        page.assert_clean()
+
+
+def data(shown: Opened, figure: str, panel: int) -> list[dict[str, Any]]:
+    """What plotly.js drew."""
+    script = "([name, i]) => document.querySelectorAll(`[data-figure='${name}'] .panel`)[i].data"
+    found: list[dict[str, Any]] = shown.page.evaluate(script, [figure, panel])
+    return found
+
+
+def test_rates_are_drawn_with_their_intervals(results: Opened) -> None:
+    sets = make_evaluation().results["keyword"]["sets"]
+    before, after = data(results, "rates", 0)
+    assert (before["name"], after["name"]) == ("no mask", "masked") and before["type"] == "bar"
+    for trace, side in ((before, "before"), (after, "after")):
+        rates = [row[side]["refuse"] for row in sets]
+        assert trace["x"] == pytest.approx([100 * rate["value"] for rate in rates])
+        low, high = (np.array([100 * rate["interval"][i] for rate in rates]) for i in (0, 1))
+        assert trace["error_x"]["array"] == pytest.approx(high - trace["x"])
+        assert trace["error_x"]["arrayminus"] == pytest.approx(np.array(trace["x"]) - low, abs=1e-6)
+    assert results.page.locator("[data-figure=rates] .bars .point").count() == 3 * 6
+    labels = "[data-figure=rates] .panel:first-child .ytick text"
+    assert results.page.locator(labels).all_text_contents() == ["regular", "jailbreak", "benign"]
+    boxes = [results.page.locator(labels).nth(i).bounding_box() for i in range(3)]
+    heights = [box["y"] for box in boxes if box]
+    assert heights == sorted(heights) and len(heights) == 3
+
+
+def test_a_pointer_on_a_control_mask_names_it(results: Opened) -> None:
+    results.page.locator("[data-figure=controls]").scroll_into_view_if_needed()
+    point = results.page.locator(
+        "[data-figure=controls] .panel:first-child .scatterlayer .trace path.point"
+    ).first
+    box = point.bounding_box()
+    assert box
+    results.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    hover = results.page.wait_for_selector("[data-figure=controls] .hoverlayer .hovertext")
+    words = hover.text_content() or ""
+    assert words.startswith("control masks") and "control-uniform-" in words
+
+
+def test_effects_are_drawn_in_rows_from_the_top(results: Opened) -> None:
+    sweep = make_sweep()
+    regular = data(results, "effects", 0)[0]
+    assert regular["x"] == pytest.approx([row["effect"]["regular"] for row in sweep.rows])
+    assert regular["hovertext"] == [str(expert) for expert in sweep.experts]
+    shown = results.page.locator("[data-figure=effects] .ytick text").all_text_contents()
+    assert shown == [str(expert) for expert in sweep.experts]
+
+
+def test_map_of_effects(results: Opened) -> None:
+    truth = {(str(row["layer"]), row["expert"]): row["effect"]["regular"] for row in make_sweep().rows}
+    (cells,) = data(results, "effects-map", 0)
+    assert cells["y"] == ["1", "3", "5"] and cells["zmin"] == -cells["zmax"]
+    for layer, row in zip(cells["y"], cells["z"], strict=True):
+        assert row == pytest.approx([truth[layer, expert] for expert in range(8)])
+    ticks = "[data-figure=effects-map] .panel:first-child .ytick text"
+    boxes = {
+        text.text_content(): (text.bounding_box() or {"y": 0})["y"]
+        for text in results.page.locator(ticks).all()
+    }
+    assert boxes["1"] < boxes["3"] < boxes["5"]
+    panel = results.page.locator("[data-figure=effects-map] .panel:first-child")
+    box, title = panel.bounding_box(), panel.locator(".gtitle").bounding_box()
+    assert box and title and box["y"] <= title["y"]  # plotly.js moves it out beside a lying colour bar
+
+
+def test_table_of_experts_sorts_copies_and_leads_to_the_map(browser: Browser, results_file: Path) -> None:
+    sweep = make_sweep()
+    with opened(browser, results_file) as shown:
+        shown.page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+        experts = shown.page.locator("#sweep figure.tools").first
+        experts.get_by_role("button", name="effect, benign").click()
+        by_benign = sorted(sweep.rows, key=lambda row: row["effect"]["benign"])
+        names = [f"{row['layer']}:{row['expert']}" for row in by_benign]
+        assert experts.locator("td .expert").all_inner_texts() == names
+        experts.locator("button.copy").click()
+        rows = list(csv.DictReader(io.StringIO(shown.page.evaluate("copied"))))
+        assert [row["expert"] for row in rows] == names
+        ends = [float(rows[0][f"effect, regular {end}"]) for end in ("low", "high")]
+        assert ends == pytest.approx(by_benign[0]["interval"]["regular"], rel=1e-5)
+        experts.locator("td .expert").first.click()
+        assert shown.page.inner_text("#map-detail h3") == f"Expert {names[0]}"
+        shown.assert_clean()
+
+
+def test_long_tables_show_their_first_rows_until_asked(browser: Browser, tmp_path: Path) -> None:
+    make_sweep((5, 64)).save(tmp_path / "s.json")
+    made = safex.write_report([tmp_path / "s.json"], tmp_path / "out.html")
+    with opened(browser, made) as shown:
+        shown.page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+        experts = shown.page.locator("#sweep figure.tools").first
+        visible = experts.locator("tbody tr:visible")
+        assert visible.count() == 200
+        first = visible.first.inner_text().split()[0]
+        effect = experts.get_by_role("button", name="effect, regular")
+        effect.click()
+        effect.click()  # the least refusal-lowering, which were not shown, come first
+        assert visible.count() == 200 and visible.first.inner_text().split()[0] != first
+        experts.locator("input").fill(first)
+        assert visible.count() >= 1 and first in visible.all_inner_texts()[-1]
+        experts.locator("input").fill("")
+        assert visible.count() == 200
+        experts.locator("button.copy").click()
+        assert shown.page.evaluate("copied").count("\n") == 321
+        experts.locator("button.all").click()
+        assert visible.count() == 320 and experts.locator("button.all").count() == 0
+        shown.assert_clean()
+    without_script = browser.new_context(java_script_enabled=False)
+    plain = without_script.new_page()
+    plain.goto(made.resolve().as_uri())
+    assert plain.locator("#sweep figure.tools").first.locator("tbody tr:visible").count() == 320
+    without_script.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_results_are_legible(browser: Browser, results_file: Path, scheme: str) -> None:
+    with opened(browser, results_file, color_scheme=scheme) as shown:
+        for selector in ("#evaluation p", "#evaluation td .note", "#sweep figcaption", "#sweep th button"):
+            assert contrast(shown, selector) > 4.5, selector
+        for figure in ("rates", "controls", "effects", "effects-map"):
+            for part in (".ytick text", ".xtick text", ".xtitle", ".gtitle"):
+                assert contrast(shown, f"[data-figure={figure}] {part}", "fill") > 4.5, (figure, part)
+        assert contrast(shown, "[data-figure=rates] .errorbar path", "stroke") > 4.5
+        shown.assert_clean()
+
+
+def test_results_on_a_phone(browser: Browser, results_file: Path) -> None:
+    with opened(browser, results_file, viewport={"width": 400, "height": 800}, has_touch=True) as shown:
+        assert shown.page.evaluate("document.documentElement.scrollWidth") == 400
+        for caption in ("Without a mask", "What the conclusion rests on", "What the mask costs"):
+            scroll = shown.page.locator("figure.table", has_text=caption).locator(".scroll")
+            assert scroll.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), caption
+        shown.assert_clean()
+
+
+def test_results_print(browser: Browser, results_file: Path, tmp_path: Path) -> None:
+    with opened(browser, results_file, color_scheme="dark") as shown:
+        pdf = shown.page.pdf(path=tmp_path / "out.pdf", prefer_css_page_size=True)
+        assert 4 <= pdf.count(b"/Type /Page\n") <= 14
+        shown.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        widths = (
+            "() => [...document.querySelectorAll('.panel .main-svg:first-child')].map(e => e.clientWidth)"
+        )
+        assert max(shown.page.evaluate(widths)) <= PAPER_PIXELS
+        shown.assert_clean()
+
+
+def test_hostile_results_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
+    made = safex.write_report(hostile_files(tmp_path), tmp_path / "out.html")
+    with opened(browser, made) as shown:
+        evaluation, sweep = (shown.page.inner_text(f"#{name}") for name in ("evaluation", "sweep"))
+        assert f"Judge {HOSTILE}: {HOSTILE}" in evaluation and f"Note: {HOSTILE}" in evaluation
+        assert HOSTILE in shown.page.locator("#evaluation td").all_inner_texts()
+        assert f"effect, {HOSTILE}" in " ".join(sweep.split())
+        legend = shown.page.locator("[data-figure=effects] .legendtext").all_text_contents()
+        assert HOSTILE in legend
+        assert shown.page.locator("img[onerror]").count() == 0
+        shown.assert_clean()
+
+
+def test_a_sweep_of_every_expert_opens_at_scale(
+    browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sweep((48, 128), pairs=7).save(tmp_path / "s.json")
+    made = safex.write_report([tmp_path / "s.json"], tmp_path / "out.html")
+    assert made.stat().st_size < 11_000_000
+    with opened(browser, made) as shown:
+        took = shown.ms_to_ready()
+        with capsys.disabled():
+            print(f" [sweep of 48 x 128: ready after {took:.0f} ms]", end="")
+        assert took < GENEROUS_MS
+        assert shown.page.locator("#sweep tbody tr:visible").count() == 3 + 200 + 7
         shown.assert_clean()

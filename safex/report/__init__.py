@@ -23,7 +23,9 @@ def write_report(
     png: str | os.PathLike[str] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write one HTML page from result files (profiles, expert sets, comparisons, in any order); return its path.
+    """Write one HTML page from result files, in any order; return its path.
+
+    They are profiles, expert sets, evaluations, sweeps and comparisons.
 
     ``png`` names a folder, made where it is missing, for the page's pictures as PNG files of 300 dpi. Files that exist
     are replaced. Raises InputError for a file that is no result file or fits none of the others, DiskError.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .content import Cell, Column, Figure, Line, Panel, Table, number_cell, text_cell
-from .values import fixed, items, listing, number, p_text, part, rows, small, span
+from .content import Cell, Column, Table, number_cell, p_cell, small_cell, small_table, text_cell
+from .panels import Figure, Line, Panel
+from .values import fixed, items, listing, number, part, rows
 
 Comparison = dict[str, Any]
-FEW = 6  # rows that need no filter
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -30,8 +30,8 @@ def _overall(comparison: Comparison) -> Table:
             text_cell(row.get("set", "")),
             number_cell(row.get("agreement"), ends=row.get("agreement_interval")),
             number_cell(row.get("rank_correlation")),
-            _small_cell(row.get("js_divergence"), row.get("js_interval")),
-            _small_cell(row.get("js_floor")),
+            small_cell(row.get("js_divergence"), row.get("js_interval")),
+            small_cell(row.get("js_floor")),
         ]
         for row in rows(comparison.get("overall"))
     ]
@@ -40,16 +40,7 @@ def _overall(comparison: Comparison) -> Table:
         "Spearman, of activation. JS divergence: of the distributions of expert use, in bits, 0 (equal) to 1. Floor: "
         "the divergence between two random halves of A's prompts, which sampling alone gives."
     )
-    return _table(caption, columns, body)
-
-
-def _table(caption: str, columns: list[Column], body: list[list[Cell]]) -> Table:
-    return Table(caption, columns, body, tools=len(body) > FEW)
-
-
-def _small_cell(value: Any, ends: Any = None) -> Cell:
-    cell = number_cell(value, ends=ends)
-    return Cell(small(value), cell.value, span(ends, small), cell.ends)
+    return small_table(caption, columns, body)
 
 
 def _stable(comparison: Comparison) -> Table:
@@ -73,7 +64,7 @@ def _stable(comparison: Comparison) -> Table:
         Column("in B", True),
         Column("Jaccard", True, intervals=True),
     ]
-    return _table(caption, columns + _MOVED, body)
+    return small_table(caption, columns + _MOVED, body)
 
 
 def _groups(comparison: Comparison) -> Table:
@@ -84,7 +75,7 @@ def _groups(comparison: Comparison) -> Table:
             number_cell(part(group).get("n_b")),
             number_cell(part(group).get("jaccard"), 3),
             number_cell(part(group).get("chance"), 3),
-            Cell(p_text(part(group).get("p_value")), number(part(group).get("p_value"))),
+            p_cell(part(group).get("p_value")),
             *_moved(part(group)),
         ]
         for name, group in part(comparison, "groups").items()
@@ -94,7 +85,7 @@ def _groups(comparison: Comparison) -> Table:
     caption = (
         "Groups in A and in B; p is the probability of an overlap this large between groups drawn at random."
     )
-    return _table(caption, columns + _MOVED, body)
+    return small_table(caption, columns + _MOVED, body)
 
 
 _MOVED = [Column("in both"), Column("only in B"), Column("only in A")]

@@ -1,89 +1,25 @@
-"""What a page is made of: sections of prose, tables, figures and maps; what a figure is made of.
+"""What a page is made of: sections of prose, tables, figures (``panels.py``) and maps.
 
 Sections are built from result files without knowing how they are drawn; ``html.py`` and ``png.py`` draw them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from .values import fixed, interval, number, span
+from .panels import Figure
+from .values import fixed, interval, number, p_text, small, span
 
 if TYPE_CHECKING:
     from .activation import ExpertMap
 
-LONG = 24  # points of a line that need the whole width
-SHORT = 12  # an axis of whole numbers up to this length has a tick at each
 
-Numbers: TypeAlias = Sequence[float | None]
+FEW = 6  # rows that need no filter
+FIRST_ROWS = 200  # rows that are shown at first: a browser takes seconds to lay out thousands
 
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a panel; ``low`` and ``high`` are the ends of its interval at each x.
-
-    ``style`` numbers colour and marker; a ``quiet`` line is thin, grey and dotted (a reference, a null).
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Numbers
-    low: Numbers | None = None
-    high: Numbers | None = None
-    style: int = 0
-    quiet: bool = False
-    legend: bool = True
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """The numbers 1, 2, 5 times a power of ten from low to high.
-
-    >>> log_ticks(4, 60)
-    [5, 10, 20, 50]
-    """
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10**power for power in powers for step in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Lines over one pair of axes."""
-
-    title: str
-    x_title: str
-    y_title: str
-    lines: list[Line]
-    y_range: tuple[float, float] | None = None  # None: from zero to the largest value
-    log_x: bool = False
-
-    @property
-    def x_ticks(self) -> list[float] | None:
-        """Where to write numbers on a logarithmic axis or a short one of whole numbers; None: anywhere."""
-        values = [x for line in self.lines for x in line.x]
-        if self.log_x:
-            return log_ticks(min(values), max(values))
-        return sorted(set(values)) if max(values) - min(values) <= SHORT else None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Panels side by side. ``name`` is that of its PNG file, ``caption`` says what it shows and how to read it."""
-
-    kind: ClassVar[str] = "figure"
-    name: str
-    caption: str
-    panels: list[Panel]
-
-    @property
-    def columns(self) -> int:
-        """Panels in a row, where there is room: one where lines are long, pairs stay together."""
-        if max((len(line.x) for panel in self.panels for line in panel.lines), default=0) > LONG:
-            return 1
-        return 2 if len(self.panels) % 2 == 0 else min(3, len(self.panels))
+Shown: TypeAlias = Callable[[Any, int], str]  # a number with so many decimals
 
 
 @dataclass(frozen=True)
@@ -159,12 +95,33 @@ def text_cell(text: object) -> Cell:
     return Cell(str(text))
 
 
-def number_cell(value: object, digits: int = 4, ends: object = None) -> Cell:
+def number_cell(value: object, digits: int = 4, ends: object = None, show: Shown = fixed) -> Cell:
     """A cell of a number, its interval below it.
 
     >>> number_cell(0.5, 2, [0.25, 0.75]).note
     '0.25 to 0.75'
     """
     return Cell(
-        fixed(value, digits), number(value), span(ends, lambda end: fixed(float(end), digits)), interval(ends)
+        show(value, digits), number(value), span(ends, lambda end: show(float(end), digits)), interval(ends)
     )
+
+
+def small_cell(value: object, ends: object = None) -> Cell:
+    """A cell of a number that may be far below one, its interval below it."""
+    return Cell(small(value), number(value), span(ends, small), interval(ends))
+
+
+def p_cell(value: object) -> Cell:
+    """A cell of a p-value."""
+    return Cell(p_text(value), number(value))
+
+
+def expert_cell(layer: int, expert: int) -> Cell:
+    """A cell that names an expert, in the order of layers, and shows it on the map where the page has one."""
+    key = f"{layer}:{expert}"
+    return Cell(key, layer + expert / 1e6, expert=key)
+
+
+def small_table(caption: str, columns: list[Column], rows: list[list[Cell]]) -> Table:
+    """A table that can be sorted and filtered only where it has more than a few rows."""
+    return Table(caption, columns, rows, tools=len(rows) > FEW)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .content import Figure, Line, Numbers, Panel
 from .divergence import Divergence
+from .panels import Figure, Line, Numbers, Panel
 from .values import items, number, numbers, part, rows
 
 KNOWN_SETS = {"regular": 0, "jailbreak": 1, "benign": 2}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .content import Block, Figure, Map
+from .content import FIRST_ROWS, Block, Map
+from .panels import Figure
 from .plotly_figures import DIVERGING, map_spec, panel_spec, scale
 from .sections import Page
 
@@ -32,11 +33,12 @@ def render(page: Page) -> str:
         js=(HERE / "report.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
         version=__version__,
+        first_rows=FIRST_ROWS,
     )
 
 
 def page_data(blocks: list[Block]) -> dict[str, Any]:
-    """What report.js draws: figures by name, each a list of panels, and the maps."""
+    """What report.js draws: figures by name, each a list of panels, and the maps; how many rows tables show."""
     figures = {b.name: [panel_spec(panel) for panel in b.panels] for b in blocks if isinstance(b, Figure)}
     maps = [map_spec(of) for block in blocks if isinstance(block, Map) for of in block.maps]
-    return {"figures": figures, "maps": maps, "diverging": scale(DIVERGING)}
+    return {"figures": figures, "maps": maps, "diverging": scale(DIVERGING), "firstRows": FIRST_ROWS}

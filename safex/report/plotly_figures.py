@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .activation import ExpertMap, Mark
-from .content import LONG, Line, Panel
+from .panels import LONG, AnyPanel, Dots, Grid, Line, Numbers, Panel, RowPanel
 from .values import interval, number, part
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; those that vanish on white or black are left out.
@@ -27,6 +27,10 @@ DIVERGING = (
     "#b2182b",
 )  # ColorBrewer RdBu: safe for colour-blind readers
 NICE_LIMIT = 9  # significant digits of numbers in the page
+BAR = 0.34  # height of a bar in rows
+GREY, QUIET_OPACITY = "#7a828e", 0.5
+
+Drawn: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any], int]  # traces, axes, names for a legend
 
 
 def style_of(values: tuple[str, ...], style: int) -> str:
@@ -48,25 +52,37 @@ def verbatim(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def panel_spec(panel: Panel) -> dict[str, Any]:
-    """``data`` and ``layout`` of a panel."""
-    traces = [trace for line in panel.lines for trace in _traces(line)]
-    x_axis = {**_axis(panel.x_title), "type": "log" if panel.log_x else "linear"}
-    y_axis = {**_axis(panel.y_title), "rangemode": "tozero"}
-    if panel.x_ticks is not None:
-        x_axis |= {"tickvals": panel.x_ticks, "ticktext": [f"{x:,g}" for x in panel.x_ticks]}
-    if panel.y_range:
-        y_axis["range"] = list(panel.y_range)
-    title = {"text": verbatim(panel.title)}
-    shows = sum(line.legend for line in panel.lines) > 1
-    return {"data": traces, "layout": {"title": title, "xaxis": x_axis, "yaxis": y_axis, "showlegend": shows}}
+def panel_spec(panel: AnyPanel) -> dict[str, Any]:
+    """``data``, ``layout`` and ``height`` of a panel."""
+    if isinstance(panel, Panel):
+        traces, axes, shown = _line_panel(panel)
+    elif isinstance(panel, RowPanel):
+        traces, axes, shown = _row_panel(panel)
+    else:
+        traces, axes, shown = _grid(panel)
+    layout = {"title": {"text": verbatim(panel.title)}, **axes, "showlegend": shown > 1}
+    return {"data": traces, "layout": layout, "height": panel.height}
 
 
 def _axis(title: str) -> dict[str, Any]:
     return {"title": {"text": verbatim(title), "standoff": 8}}
 
 
-def _traces(line: Line) -> list[dict[str, Any]]:
+# --- lines
+
+
+def _line_panel(panel: Panel) -> Drawn:
+    x_axis = {**_axis(panel.x_title), "type": "log" if panel.log_x else "linear"}
+    y_axis = {**_axis(panel.y_title), "rangemode": "tozero"}
+    if panel.x_ticks is not None:
+        x_axis |= {"tickvals": panel.x_ticks, "ticktext": [f"{x:,g}" for x in panel.x_ticks]}
+    if panel.y_range:
+        y_axis["range"] = list(panel.y_range)
+    traces = [_trace(line) for line in panel.lines]
+    return traces, {"xaxis": x_axis, "yaxis": y_axis}, sum(line.legend for line in panel.lines)
+
+
+def _trace(line: Line) -> dict[str, Any]:
     colour = style_of(COLOURS, line.style)
     name = verbatim(line.name)
     main: dict[str, Any] = {
@@ -81,17 +97,17 @@ def _traces(line: Line) -> list[dict[str, Any]]:
         "hovertemplate": f"{name}<br>%{{x}}: %{{y:.4~g}}<extra></extra>",
     }
     if line.low is not None and line.high is not None:
-        main["error_y"] = _bars(line)
-    return [main]
+        main["error_y"] = _bars(line.y, line.low, line.high)
+    return main
 
 
 def _dash(line: Line) -> str:
     return "dot" if line.quiet else style_of(DASHES, line.style)
 
 
-def _bars(line: Line) -> dict[str, Any]:
-    up = [_minus(high, y) for high, y in zip(line.high or [], line.y, strict=True)]
-    down = [_minus(y, low) for low, y in zip(line.low or [], line.y, strict=True)]
+def _bars(values: Numbers, low: Numbers, high: Numbers) -> dict[str, Any]:
+    up = [_minus(end, value) for end, value in zip(high, values, strict=True)]
+    down = [_minus(value, end) for end, value in zip(low, values, strict=True)]
     return {
         "type": "data",
         "symmetric": False,
@@ -108,6 +124,76 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 def _rounded(values: Any) -> list[float | None]:
     return [None if value is None else float(f"{value:.{NICE_LIMIT}g}") for value in values]
+
+
+# --- rows
+
+
+def _row_panel(panel: RowPanel) -> Drawn:
+    n = len(panel.rows)
+    y_axis = {
+        "tickvals": list(range(n)),
+        "ticktext": [*map(verbatim, panel.labels)],
+        "range": [n - 0.5, -0.5],
+    }
+    x_axis = {**_axis(panel.x_title), "zeroline": True}
+    if panel.x_range:
+        x_axis["range"] = list(panel.x_range)
+    references = [{**_trace(line), "hoverinfo": "skip", "hovertemplate": ""} for line in panel.lines]
+    traces = [*references, *(_dots(dots) for dots in panel.dots)]
+    return (
+        traces,
+        {"xaxis": x_axis, "yaxis": {**y_axis, "showgrid": False}, "barmode": "overlay"},
+        len(traces),
+    )
+
+
+def _dots(dots: Dots) -> dict[str, Any]:
+    """Points, or bars that lie."""
+    colour = style_of(COLOURS, dots.style)
+    name = verbatim(dots.name)
+    trace: dict[str, Any] = {
+        "name": name,
+        "x": _rounded(dots.x),
+        "y": _rounded(dots.rows),
+        "showlegend": True,
+        "hovertext": [*map(verbatim, dots.notes)],
+        "hovertemplate": f"{name}<br>%{{hovertext}}: %{{x:.4~g}}<extra></extra>",
+        **(_bar_look(colour) if dots.bars else _point_look(dots)),
+    }
+    if dots.low is not None and dots.high is not None:
+        trace["error_x"] = _bars(dots.x, dots.low, dots.high) | {"color": colour}
+    return trace
+
+
+def _bar_look(colour: str) -> dict[str, Any]:
+    """The outline shows where a bar of nothing is."""
+    marker = {"color": colour, "line": {"color": colour, "width": 2}}
+    return {"type": "bar", "orientation": "h", "width": BAR, "marker": marker}
+
+
+def _point_look(dots: Dots) -> dict[str, Any]:
+    look = {"color": style_of(COLOURS, dots.style), "size": 7, "symbol": style_of(SYMBOLS, dots.style)}
+    quiet = {"color": GREY, "size": 5, "symbol": "circle", "opacity": QUIET_OPACITY}
+    return {"type": "scatter", "mode": "markers", "marker": quiet if dots.quiet else look}
+
+
+# --- cells
+
+
+def _grid(panel: Grid) -> Drawn:
+    trace = {
+        "type": "heatmap",
+        "z": [_rounded(row) for row in panel.values],
+        "y": [*map(str, panel.layers)],
+        "zmin": -panel.limit,
+        "zmax": panel.limit,
+        "colorscale": scale(DIVERGING),
+        "colorbar": {"thickness": 9, "xpad": 6, "outlinewidth": 0, "nticks": 5, "tickfont": {"size": 11}},
+        "hovertemplate": "%{y}:%{x}<br>%{z:.4~g}<extra></extra>",
+    }
+    y_axis = {**_axis("layer"), "type": "category", "autorange": "reversed", "showgrid": False}
+    return [trace], {"xaxis": {**_axis("expert"), "showgrid": False}, "yaxis": y_axis}, 0
 
 
 # --- maps

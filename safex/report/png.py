@@ -14,8 +14,17 @@ import numpy as np
 from safex import disk
 
 from .activation import ExpertMap, View
-from .content import LONG, Figure, Line, Map, Panel
-from .plotly_figures import COLOURS, DIVERGING, MARK_COLOURS, style_of
+from .content import Map
+from .panels import LONG, AnyPanel, Dots, Figure, Grid, Line, Panel, RowPanel
+from .plotly_figures import (
+    BAR,
+    COLOURS,
+    DIVERGING,
+    GREY,
+    MARK_COLOURS,
+    QUIET_OPACITY,
+    style_of,
+)
 from .sections import Page
 
 if TYPE_CHECKING:
@@ -23,7 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 DPI = 300
-WIDTH, PANEL_HEIGHT = 7.2, 2.4  # inches; two columns of a paper are 7.2 wide
+WIDTH = 7.2  # inches, two columns of a paper
+PIXELS = 107.5  # of the page, in an inch of the paper
+AROUND = 78  # pixels of a panel's title and x axis
+GRID_HEIGHT = 320  # pixels that cells get at most: a figure may have several panels of them
+INK = "#1b1d21"
 MARKERS = ("o", "s", "D", "^", "P", "X")
 MARK_SHAPES = ("s", "D", "o", "^", "v", "*")
 DASHES = ("-", "--", "-.", (0, (8, 3)), "-", "--")
@@ -102,19 +115,40 @@ def _png(canvas: Canvas) -> bytes:
     return file.getvalue()
 
 
-# --- lines
+# --- figures
 
 
 def _figure(figure: Figure) -> Canvas:
     from matplotlib.figure import Figure as Canvas
 
     columns = figure.columns
-    n_rows = -(-len(figure.panels) // columns)
-    canvas = Canvas(figsize=(WIDTH, PANEL_HEIGHT * n_rows), layout="constrained")
-    for i, panel in enumerate(figure.panels, 1):
-        _panel(canvas.add_subplot(n_rows, columns, i), panel)
+    heights = [
+        max(_pixels(panel) for panel in figure.panels[i : i + columns]) / PIXELS
+        for i in range(0, len(figure.panels), columns)
+    ]
+    canvas = Canvas(figsize=(WIDTH, max(2.0, sum(heights))), layout="constrained")
+    grid = canvas.add_gridspec(len(heights), columns, height_ratios=heights)
+    for i, panel in enumerate(figure.panels):
+        _draw(canvas.add_subplot(grid[i // columns, i % columns]), panel)
     _legend(canvas)
     return canvas
+
+
+def _pixels(panel: AnyPanel) -> int:
+    return AROUND + (min(panel.height, GRID_HEIGHT) if isinstance(panel, Grid) else panel.height)
+
+
+def _draw(axes: Axes, panel: AnyPanel) -> None:
+    axes.set_title(panel.title)
+    if isinstance(panel, Grid):
+        _cells(axes, panel)
+        return
+    axes.grid(color="#e6e8ec", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if isinstance(panel, RowPanel):
+        _rows(axes, panel)
+    else:
+        _panel(axes, panel)
 
 
 def _legend(canvas: Canvas) -> None:
@@ -127,14 +161,15 @@ def _legend(canvas: Canvas) -> None:
         canvas.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(4, len(found)))
 
 
+# --- lines
+
+
 def _panel(axes: Axes, panel: Panel) -> None:
     from matplotlib.ticker import NullLocator
 
     for line in panel.lines:
         _line(axes, line)
-    axes.set(title=panel.title, xlabel=panel.x_title, ylabel=panel.y_title)
-    axes.grid(color="#e6e8ec", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.set(xlabel=panel.x_title, ylabel=panel.y_title)
     if panel.log_x:
         axes.set_xscale("log")
     if panel.x_ticks is not None:
@@ -168,6 +203,52 @@ def _floats(values: Any) -> Any:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
+# --- rows and cells
+
+
+def _rows(axes: Axes, panel: RowPanel) -> None:
+    axes.axvline(0, color=INK, linewidth=0.7, zorder=0.5)
+    for line in panel.lines:
+        _line(axes, line)
+    for dots in panel.dots:
+        _dots(axes, dots)
+    n = len(panel.rows)
+    axes.set(xlabel=panel.x_title, yticks=range(n), yticklabels=panel.labels, ylim=(n - 0.5, -0.5))
+    axes.grid(False, axis="y")
+    if panel.x_range:
+        axes.set_xlim(*panel.x_range)
+
+
+def _dots(axes: Axes, dots: Dots) -> None:
+    colour = style_of(COLOURS, dots.style)
+    rows, x = np.array(dots.rows), _floats(dots.x)
+    if dots.bars:
+        axes.barh(rows, x, BAR, color=colour, edgecolor=colour, label=dots.name)
+    elif dots.quiet:
+        axes.plot(x, rows, "o", color=GREY, ms=2.5, mew=0, alpha=QUIET_OPACITY, label=dots.name)
+    else:
+        axes.plot(x, rows, style_of(MARKERS, dots.style), color=colour, ms=4, mew=0, label=dots.name)
+    if dots.low is not None and dots.high is not None:
+        ends = np.maximum(0, [x - _floats(dots.low), _floats(dots.high) - x])
+        axes.errorbar(
+            x, rows, xerr=ends, fmt="none", ecolor=INK if dots.bars else colour, elinewidth=0.8, capsize=1.5
+        )
+
+
+def _cells(axes: Axes, panel: Grid) -> None:
+    image = axes.imshow(
+        np.array([_floats(row) for row in panel.values]),
+        cmap=_diverging(),
+        vmin=-panel.limit,
+        vmax=panel.limit,
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axes.set(xlabel="expert", ylabel="layer")
+    axes.figure.colorbar(image, ax=axes, pad=0.01, aspect=20).set_label(panel.what)
+    _layer_ticks(axes, panel.layers)
+
+
 # --- maps
 
 
@@ -181,7 +262,7 @@ def _heatmap(of: ExpertMap, view: View, phase: str) -> Canvas:
     low = 0.0 if view.b is None else -scale.limit
     image = axes.imshow(
         values,
-        cmap=_colours(view),
+        cmap="cividis" if view.b is None else _diverging(),
         vmin=low,
         vmax=scale.limit or 1.0,
         aspect="auto",
@@ -195,10 +276,10 @@ def _heatmap(of: ExpertMap, view: View, phase: str) -> Canvas:
     return canvas
 
 
-def _colours(view: View) -> Any:
+def _diverging() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return "cividis" if view.b is None else LinearSegmentedColormap.from_list("diverging", DIVERGING)
+    return LinearSegmentedColormap.from_list("diverging", DIVERGING)
 
 
 def _extend(clipped: int, view: View) -> str:

@@ -8,7 +8,7 @@
   const CONFIG = { displaylogo: false, responsive: true, modeBarButtons: BUTTONS, plotlyServerURL: "" };
   const TOUCH = matchMedia("(pointer: coarse)").matches; // there a finger on a picture scrolls the page
   const ROWS_HEIGHT = 900, ROW_MIN = 10, ROW_MAX = 30, AROUND = 104; // pixels of the map
-  const PANEL_HEIGHT = 180, PANEL_BOTTOM = 46, LEGEND_LINE = 18, NARROW = 560;
+  const PANEL_BOTTOM = 46, LEGEND_LINE = 18, NARROW = 560;
   const PAPER_WIDTH = 690, PAPER_HEIGHT = 600; // pixels of an A4 page, less what text needs
 
   function element(tag, text, attributes) {
@@ -42,12 +42,12 @@
     return Math.ceil(names.length / inLine);
   }
 
-  function drawPanel(div, { data, layout: own }) {
+  function drawPanel(div, { data, layout: own, height }) {
     const title = { ...own.title, x: 0, xref: "paper", xanchor: "left", y: 0.98, yanchor: "top", font: { size: 13 } };
     const legend = { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } };
     const names = own.showlegend ? data.filter((trace) => trace.showlegend).map((trace) => trace.name) : [];
     const margin = { l: 52, r: 12, t: 32, b: PANEL_BOTTOM + legendLines(names, div.clientWidth) * LEGEND_LINE };
-    div.style.height = `${PANEL_HEIGHT + margin.t + margin.b}px`;
+    div.style.height = `${height + margin.t + margin.b}px`;
     const axes = { xaxis: axis(own.xaxis), yaxis: axis(own.yaxis) };
     Plotly.newPlot(div, data, layout({ ...own, ...axes, title, legend, margin }), CONFIG);
   }
@@ -307,6 +307,7 @@
     const keyed = [...table.tBodies[0].rows].map((row) => [valueOf(row.cells[column]), row]);
     keyed.sort(([a], [b]) => missing(a) - missing(b) || sign * compare(a, b));
     table.tBodies[0].append(...keyed.map(([, row]) => row));
+    limit(table);
     for (const other of header.parentNode.cells) other.setAttribute("aria-sort", "none");
     header.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
   }
@@ -318,7 +319,14 @@
       const content = row.textContent.toLowerCase();
       row.hidden = !words.every((word) => content.includes(word));
     }
+    limit(table);
     count.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows` : "";
+  }
+
+  /** A browser takes seconds to lay out thousands of rows: only the first are shown until all are asked for. */
+  function limit(table) {
+    const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+    shown.forEach((row, i) => row.classList.toggle("late", i >= page.firstRows && !("all" in table.dataset)));
   }
 
   function csv(table) {
@@ -355,6 +363,12 @@
     figure.querySelector(".copy").addEventListener("click", async () => {
       await copy(csv(table));
       count.textContent = "Copied.";
+    });
+    const all = figure.querySelector(".all");
+    if (all) all.addEventListener("click", () => {
+      table.dataset.all = "";
+      all.remove();
+      limit(table);
     });
   }
 

@@ -10,12 +10,15 @@ from safex.expert_set import ExpertSet
 
 from .activation import ExpertMap, Mark, expert_map
 from .comparison_tables import comparison_figure, comparison_tables, facts, prompts_line
-from .content import Block, Figure, Map, Prose, Section
+from .content import Block, Map, Prose, Section
 from .divergence import divergences
+from .evaluation_section import evaluation_section
 from .figures import cluster_figure, divergence_figure, set_styles, stability_figures
 from .methods import methods_section, sources_section
+from .panels import Figure
 from .set_tables import cluster_table, controls_table, group_table
-from .sources import PROFILE, Source, Sources
+from .sources import PROFILE, Source, Sources, model_facts
+from .sweep_section import sweep_section
 from .values import items, listing, number, part, plural
 
 MAP_CAPTION = (
@@ -45,11 +48,12 @@ class Page:
 def build_page(sources: Sources, title: str | None = None) -> Page:
     """Put the page together."""
     models = _models(sources)
+    name = next((model[0] for model in models if model[0]), "")
+    what = "Safety audit" if any(map(sources.of, ("evaluation", "sweep"))) else "Expert routing"
     sections = [section for build in BUILDERS.values() for section in build(sources)]
     sections += [methods_section(sources), sources_section(sources)]
-    name = next((model[0] for model in models if model[0]), "")
     return Page(
-        title or (f"Expert routing of {name}" if name else "Expert routing"),
+        title or (f"{what} of {name}" if name else what),
         models,
         _conclusions(sources),
         sources.warnings + _comparison_warnings(sources),
@@ -78,10 +82,9 @@ def _models(sources: Sources) -> list[tuple[str, str, str, str, str]]:
 
 def _models_of(source: Source) -> list[dict[str, Any]]:
     if source.kind == PROFILE:
-        meta = source.content.meta
-        return [{key.removeprefix("model."): v for key, v in meta.items() if key.startswith("model.")}]
-    if isinstance(source.content, ExpertSet):
-        return [source.content.model]
+        return [model_facts(source.content.meta)]
+    if source.experts is not None:
+        return [source.experts.model]
     return [part(source.content, side) for side in ("a", "b")]
 
 
@@ -117,6 +120,13 @@ def _profile_sections(sources: Sources) -> list[Section]:
     return [heatmap, Section("layers", "Where routing differs", blocks)] if blocks else [heatmap]
 
 
+def numbered(files: list[Source]) -> list[tuple[Source, str, str]]:
+    """The files with number and label; both are empty where there is one file."""
+    if len(files) == 1:
+        return [(files[0], "", "")]
+    return [(source, str(i), label) for i, (label, source) in enumerate(labelled(files), 1)]
+
+
 def labelled(files: list[Source]) -> list[tuple[str, Source]]:
     """The files under distinct labels."""
     taken: dict[str, int] = {}
@@ -147,11 +157,10 @@ def _divergence(profile: Source, of: ExpertMap, many: bool) -> Figure | None:
 
 
 def _expert_set_sections(sources: Sources) -> list[Section]:
-    files = labelled(sources.of("expert_set"))
     return [
         section
-        for i, (label, source) in enumerate(files, 1)
-        for section in _set_sections(source.content, *(("", "") if len(files) == 1 else (str(i), label)))
+        for source, number_, label in numbered(sources.of("expert_set"))
+        for section in _set_sections(source.content, number_, label)
     ]
 
 
@@ -191,14 +200,30 @@ def _cluster_prose(clusters: dict[str, Any]) -> list[Block]:
     return [Prose(texts)] if texts else []
 
 
+# --- evaluations and sweeps
+
+
+def _evaluation_sections(sources: Sources) -> list[Section]:
+    return [
+        evaluation_section(source.content, number_, label)
+        for source, number_, label in numbered(sources.of("evaluation"))
+    ]
+
+
+def _sweep_sections(sources: Sources) -> list[Section]:
+    return [
+        sweep_section(source.content, number_, label)
+        for source, number_, label in numbered(sources.of("sweep"))
+    ]
+
+
 # --- comparisons
 
 
 def _comparison_sections(sources: Sources) -> list[Section]:
-    files = labelled(sources.of("comparison"))
     return [
-        _comparison_section(source.content, *(("", "") if len(files) == 1 else (str(i), label)))
-        for i, (label, source) in enumerate(files, 1)
+        _comparison_section(source.content, number_, label)
+        for source, number_, label in numbered(sources.of("comparison"))
     ]
 
 
@@ -216,5 +241,7 @@ def _comparison_section(comparison: dict[str, Any], number_: str, label: str) ->
 BUILDERS: dict[str, Callable[[Sources], list[Section]]] = {
     PROFILE: _profile_sections,
     "expert_set": _expert_set_sections,
+    "evaluation": _evaluation_sections,
+    "sweep": _sweep_sections,
     "comparison": _comparison_sections,
 }

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from safex.expert_set import Entry, ExpertSet
 
-from .content import Cell, Column, Table, number_cell, text_cell
+from .content import Cell, Column, Table, expert_cell, number_cell, p_cell, text_cell
 from .values import (
     MISSING,
     fixed,
@@ -57,9 +57,12 @@ def group_table(name: str, entries: list[Entry]) -> Table:
     """One row an expert; columns for what any entry knows."""
     made: list[tuple[Column, Maker]] = [
         (Column("rank", True), lambda i, _: Cell(str(i + 1), i + 1)),
-        (Column("expert", True), _expert_cell),
+        (Column("expert", True), lambda _, e: expert_cell(e["layer"], e["expert"])),
         *((Column(key, True), _number_of(key)) for key in ("score", "frequency") if _any(entries, key)),
-        *((Column("p", True), _p_cell) for _ in range(_any(entries, "p_value"))),
+        *(
+            (Column("p", True), lambda _, e: p_cell(e.get("p_value")))
+            for _ in range(_any(entries, "p_value"))
+        ),
         *_activations(entries),
         *_differences(entries),
         *((Column(title), _yes_no(key)) for key, title in FLAGS.items() if _any(entries, key)),
@@ -79,15 +82,6 @@ def _number_of(key: str) -> Maker:
 
 def _yes_no(key: str) -> Maker:
     return lambda _, entry: text_cell({True: "yes", False: "no"}.get(entry.get(key, ""), MISSING))
-
-
-def _expert_cell(_: int, entry: Entry) -> Cell:
-    key = f"{entry['layer']}:{entry['expert']}"
-    return Cell(key, entry["layer"] + entry["expert"] / 1e6, expert=key)
-
-
-def _p_cell(_: int, entry: Entry) -> Cell:
-    return Cell(p_text(entry.get("p_value")), number(entry.get("p_value")))
 
 
 def _activations(entries: list[Entry]) -> list[tuple[Column, Maker]]:

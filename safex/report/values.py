@@ -46,6 +46,45 @@ def numbers(values: Any) -> list[float | None]:
     return [number(value) for value in items(values)]
 
 
+def whole_number(value: Any) -> int | None:
+    """A whole number, or None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def whole_numbers(values: Any) -> list[int]:
+    """A list of whole numbers; empty where anything else is in it."""
+    found = [whole_number(value) for value in items(values)]
+    return [] if None in found else [value for value in found if value is not None]
+
+
+def percent(value: Any) -> float | None:
+    """A share in percent, a difference of shares in points.
+
+    >>> percent(0.29), percent(None)
+    (29.0, None)
+    """
+    found = number(value)
+    return None if found is None else round(100 * found, 9)
+
+
+def percents(values: Any) -> list[float | None]:
+    """Each item as ``percent``."""
+    return [percent(value) for value in items(values)]
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """A number with its sign; zero has none.
+
+    >>> signed(0.125), signed(-98.75, 1), signed(0.0, 1), signed(None)
+    ('+0.12', '−98.8', '0.0', '–')
+    """
+    found = number(value)
+    if found is None:
+        return MISSING
+    text = fixed(found, digits)
+    return f"+{text}" if found > 0 and text.strip("0.,") else text
+
+
 def interval(value: Any) -> tuple[float, float] | None:
     """A pair of finite numbers, or None."""
     ends = numbers(value)

@@ -1,0 +1,140 @@
+"""The command lines that made the files of a report, as far as the files tell."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from .sources import PROFILE, Source, Sources
+from .sweep_tables import swept_all
+from .values import items, part, rows
+
+SESSION = {"ctx": "n_ctx", "ubatch": "n_ubatch", "flash_attn": "flash_attn", "kv_type": "kv_type"}
+_RESAMPLING = ("phase", "rank", "top", "bootstrap", "stability", "seed")
+OPTIONS = {  # of the commands, that a parameter of the same name sets
+    "profile": (*SESSION, "max_new"),
+    "identify": ("method", *_RESAMPLING, "subset", "fdr", "permutations", "splits"),
+    "compare": _RESAMPLING,
+    "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION),
+    "sweep": ("mode", "gain", "neighbours", "pairs", "step", "bootstrap", "correction", "seed", *SESSION),
+}
+
+
+def commands(sources: Sources) -> list[str]:
+    """The command lines that made the files, as far as the files tell, and the page."""
+    lines = [line for source in sources.files if (line := _command(source, sources))]
+    names = [source.path.name for source in sources.files]
+    return [*lines, shlex.join(["safex-native", "report", *names])]
+
+
+def _command(source: Source, sources: Sources) -> str:
+    if source.kind == "expert_set":
+        return _identify_command(source, sources) if source.content.parameters else ""
+    return COMMANDS[source.kind](source)
+
+
+def _profile_command(source: Source) -> str:
+    has_response = "response" in source.content.phases
+    values = _session(source.content.meta)
+    if has_response:
+        values["max_new"] = source.content.meta.get("session.max_new")
+    return _line("profile", ["MODEL", *(["--response"] if has_response else [])], values, source)
+
+
+def _session(meta: dict[str, Any]) -> dict[str, Any]:
+    """How the model was loaded."""
+    return {name: meta.get(f"session.{key}") for name, key in SESSION.items()}
+
+
+def _identify_command(source: Source, sources: Sources) -> str:
+    profiles = [p.path.name for p in sources.of(PROFILE) if p.path in sources.matches.get(source.path, [])]
+    words = [*(profiles[:1] or ["PROFILE"]), *(["--cluster"] if source.content.clusters else [])]
+    return _line("identify", words, source.content.parameters, source)
+
+
+def _compare_command(source: Source) -> str:
+    comparison = source.content
+    sides = [str(part(comparison, side).get("path") or side.upper()) for side in ("a", "b")]
+    values = part(comparison, "parameters") if comparison.get("kind") == "profiles" else {}
+    return _line("compare", sides, values, source)
+
+
+def _evaluation_command(source: Source) -> str:
+    evaluation = source.content
+    mask = list(map(str, items(part(evaluation, "mask").get("experts"))))
+    words = ["MODEL", *(["--mask", ",".join(mask), *_control_words(evaluation)] if mask else [])]
+    for judge in items(evaluation.get("judges")):
+        words += ["--judge", _judge_spec(str(judge))]
+    parameters = part(evaluation, "parameters")
+    values = {**_session(part(evaluation, "model")), **parameters, "samples": parameters.get("n_samples")}
+    return _line("eval", words, values, source)
+
+
+def _control_words(evaluation: dict[str, Any]) -> list[str]:
+    """The control masks, and whether the cost on harmless text was measured."""
+    kinds = Counter(str(row.get("kind", "")) for row in rows(evaluation.get("controls")))
+    cost = [] if evaluation.get("utility") else ["--no-utility"]
+    if not kinds:
+        return ["--controls", "0", *cost]
+    sets = ",".join(map(str, items(part(evaluation, "parameters").get("control_sets")))) or "regular"
+    words = ["--controls", str(max(kinds.values())), "--control-kinds", ",".join(kinds)]
+    return [*words, "--control-sets", sets, *cost]
+
+
+def _judge_spec(name: str) -> str:
+    """A judge as the command line names it; the file of a guard model is known by its name only.
+
+    >>> _judge_spec("gguf:wildguard-Q4_K_M:wildguard")
+    'gguf:wildguard-Q4_K_M.gguf:wildguard'
+    """
+    kind, _, rest = name.partition(":")
+    stem, _, template = rest.rpartition(":")
+    return f"gguf:{stem or 'JUDGE'}.gguf:{template}" if kind == "gguf" else name
+
+
+def _sweep_command(source: Source) -> str:
+    sweep = source.content
+    parameters, found = part(sweep, "parameters"), rows(sweep.get("rows"))
+    words = ["MODEL", *_swept(sweep), *(["--gradient"] if any("gradient" in row for row in found) else [])]
+    values = {**_session(part(sweep, "model")), **parameters, "pairs": parameters.get("pairs") or None}
+    if "--all" in words:
+        values["neighbours"] = None
+    return _line("sweep", [*words, *_start_words(part(sweep, "starts"))], values, source)
+
+
+def _swept(sweep: dict[str, Any]) -> list[str]:
+    if swept_all(sweep):
+        return ["--all"]
+    listed = [row for row in rows(sweep.get("rows")) if row.get("role") != "neighbour"]
+    return ["--experts", ",".join(f"{row['layer']}:{row['expert']}" for row in listed)]
+
+
+def _start_words(starts: dict[str, Any]) -> list[str]:
+    """The starts, where they were named by hand."""
+    if part(starts, "coverage"):
+        return []
+    words = []
+    for option, side in (("--refusal-start", "refuse"), ("--compliance-start", "comply")):
+        for text in dict.fromkeys(str(row.get("text", "")).strip() for row in rows(starts.get(side))):
+            words += [option, text]
+    return words
+
+
+def _line(command: str, words: list[str], values: dict[str, Any], source: Source) -> str:
+    given = [
+        word
+        for name in OPTIONS[command]
+        if values.get(name) is not None
+        for word in (f"--{name.replace('_', '-')}", str(values[name]))
+    ]
+    return shlex.join(["safex-native", command, *words, *given, "-o", source.path.name])
+
+
+COMMANDS: dict[str, Callable[[Source], str]] = {
+    PROFILE: _profile_command,
+    "evaluation": _evaluation_command,
+    "sweep": _sweep_command,
+    "comparison": _compare_command,
+}
