@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measure profiling against unpatched llama.cpp and Hugging Face, and `identify` against NumPy, side by side.
+"""Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part of it: profile, identify; 3 minutes
+    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import bench_eval
 import bench_identify
 
 HERE = Path(__file__).resolve().parent
@@ -59,7 +60,7 @@ RATIOS = (
     Ratio("profile / transformers F32, hooks", "profile", "hf_float32"),
     Ratio("profile / transformers BF16, hooks", "profile", "hf_bfloat16"),
 )
-PARTS = ("profile", "identify")
+PARTS = ("profile", "identify", "eval")
 MAX_ABOVE_WEIGHTS = 300 * MB
 MAX_GROWTH = 16 * MB  # 3 KB a prompt: ids and hashes of the texts, which the file needs
 
@@ -72,9 +73,9 @@ def fail(message: str) -> NoReturn:
 
 
 class Stock(NamedTuple):
-    """Unpatched llama.cpp: its llama-bench, and our program on its libraries."""
+    """Unpatched llama.cpp: the folder of its libraries and benchmarks, and our program on its libraries."""
 
-    llama_bench: Path
+    folder: Path
     program: Path
 
 
@@ -98,12 +99,12 @@ def build_stock(options: list[str]) -> Stock:
         part = program.with_suffix(".part")
         subprocess.run([os.environ.get("CXX", "c++"), *flags, str(code), "-o", str(part), *link], check=True)
         part.replace(program)
-    return Stock(libraries / "llama-bench", program)
+    return Stock(libraries, program)
 
 
 def llama_bench(stock: Stock, model: Path, threads: int, gpu: bool, repeats: int) -> float:
     """Tokens a second of llama-bench's pp512, default flags: one prompt after another, one output each."""
-    command = [str(stock.llama_bench), "-m", str(model), "-p", str(TOKENS), "-n", "0", "-r", str(repeats)]
+    command = [str(stock.folder / "llama-bench"), "-m", str(model), "-p", str(TOKENS), "-n", "0", "-r", str(repeats)]
     command += ["-t", str(threads), "-ngl", "99" if gpu else "0", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -296,6 +297,8 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
     }
     if "profile" in parts:
         measure_profile(plan, build_stock(stock_options), report)
+    if "eval" in parts:
+        report["ratios"] += measure_eval(plan, build_stock(stock_options))
     if "identify" in parts:
         ratios, checks = bench_identify.measure(plan.threads, 2 * plan.rounds + 1)
         report["ratios"] += ratios
@@ -317,6 +320,31 @@ def measure_profile(plan: Plan, stock: Stock, report: Report) -> None:
     report["rates"] = {name: [round(rate, 2) for rate in rates] for name, rates in bench.rates.items()}
     report["ratios"] += ratio_rows(bench.rates, plan.gpu)
     report["checks"] += checks
+
+
+def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
+    """Answers, decoding and sweep, on the bench model and on the demo."""
+    from safex.model_file import resolve
+
+    sizes = bench_eval.Sizes() if plan.prompts > 2 else bench_eval.Sizes(16, 6, 100, plan.rounds)
+    models = {"demo": resolve("demo"), "bench model": plan.model}
+    rows = []
+    for name, model in models.items():
+        sides = [
+            Worker(bench_eval.worker("masked", model, plan.threads)),
+            Worker(bench_eval.worker("one", model, plan.threads, stock.folder)),
+        ]
+        try:
+            rows.append(bench_eval.answers(name, sides[0].ask, sides[1].ask, sizes, 3.0))
+            if name == "demo":
+                rows += bench_eval.sweeping(sides[0].ask, sizes)
+            else:
+                batched = stock.folder / "llama-batched-bench"
+                rows += bench_eval.decoding(batched, model, sides[0].ask, plan.threads, sizes.rounds)
+        finally:
+            for side in sides:
+                side.close()
+    return rows
 
 
 def commit() -> str:
@@ -444,7 +472,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
     from bench_model import SHAPES, cached
 
     models = (
-        [cached(SHAPES[name]) for name in ("full", "narrow")] if "profile" in options.part else [Path()] * 2
+        [cached(SHAPES[name]) for name in ("full", "narrow")]
+        if {"profile", "eval"} & set(options.part)
+        else [Path()] * 2
     )
     return Plan(
         model=models[0],

@@ -52,6 +52,7 @@ class Shape:
 # `narrow` keeps what a profile's size depends on (layers, experts, vocabulary) and is about 15 times as fast.
 SHAPES = {
     "full": Shape(),
+    "wide": Shape(expert_width=512),
     "narrow": Shape(width=256, expert_width=64, heads=4, kv_heads=2),
     "tiny": Shape(
         layers=2, experts=8, top_k=2, width=64, expert_width=32, heads=2, kv_heads=1, vocabulary=512
@@ -102,6 +103,7 @@ def tensors(shape: Shape) -> Iterator[Tensor]:
 
 # 256 levels of a normal distribution, as integers of standard deviation UNIT: a random byte picks one.
 UNIT = 44.0
+SCALE_6_BIT = 15  # fits into four bits
 LEVELS = np.array([round(UNIT * NormalDist().inv_cdf((i + 0.5) / 256)) for i in range(256)], np.int8)
 
 
@@ -131,6 +133,18 @@ def as_q8_0(levels: np.ndarray, deviation: float) -> np.ndarray:
     return packed.reshape(*levels.shape[:-1], -1)
 
 
+def as_q4_k(levels: np.ndarray, deviation: float) -> np.ndarray:
+    """Blocks of 256: scale and offset, eight equal 6-bit scales and offsets, then a random nibble a weight."""
+    blocks = levels.reshape(-1, 256).view(np.uint8)
+    packed = np.empty((len(blocks), 144), np.uint8)
+    scale = deviation / (SCALE_6_BIT * np.std(np.arange(16)))
+    packed[:, :4] = np.array([scale, 7.5 * scale], "<f2").view(np.uint8)
+    packed[:, 4:12] = SCALE_6_BIT  # of blocks 0 to 3, then their offsets
+    packed[:, 12:16] = SCALE_6_BIT & 15 | (SCALE_6_BIT & 15) << 4  # of blocks 4 to 7, whose upper bits are 0
+    packed[:, 16:] = blocks[:, :128] & 15 | blocks[:, 128:] << 4  # the lower bits of a level are even
+    return packed.reshape(*levels.shape[:-1], -1)
+
+
 class Quant(NamedTuple):
     kind: gguf.GGMLQuantizationType
     file_type: gguf.LlamaFileType
@@ -141,6 +155,7 @@ QUANTS = {
     "f32": Quant(gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32, as_f32),
     "bf16": Quant(gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16, as_bf16),
     "q8_0": Quant(gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0, as_q8_0),
+    "q4_k": Quant(gguf.GGMLQuantizationType.Q4_K, gguf.LlamaFileType.MOSTLY_Q4_K_M, as_q4_k),
 }
 
 

@@ -4,6 +4,9 @@
     hf DTYPE THREADS SHAPE              answers "hf PROMPTS MIN MAX SEED": transformers with hooks on the routers;
                                         SHAPE is bench_model's, as JSON
     memory MODEL THREADS PROMPTS        profiles once, into a file, and tells this process's memory
+    masked MODEL THREADS                answers "answers PROMPTS MASKS NEW SEED" and "decode SEQUENCES TOKENS NEW SEED",
+                                        and on a demo model "sweep SEED" and "naive_sweep PAIRS SEED"
+    one MODEL THREADS LIBRARIES         answers "answers COUNT NEW SEED": llama-cpp-python on unpatched libraries
 
 Commands come from stdin, one a line; each is answered by one line of JSON. Prompts are random token ids, MIN to MAX
 of them. `wall` and `cpu` are the seconds that the work took, `cpu` of all threads together.
@@ -146,6 +149,102 @@ def counter(counts: Any, top_k: int) -> Callable[[Any, Any, Any], None]:
     return hook
 
 
+# --- evaluation
+
+
+def prompt_texts() -> list[str]:
+    """The demo's held-out requests, sets mixed; on a model with random weights any text will do."""
+    from safex.prompts import PromptSet
+
+    texts = [prompt.text for prompt in PromptSet.bundled("demo")]
+    random.Random(0).shuffle(texts)
+    return texts
+
+
+def masked(model_path: str, threads: str) -> None:
+    """Answers of safex.Model, default settings but for a context that holds all sequences in flight."""
+    import safex
+
+    model = safex.Model(model_path, n_threads=int(threads), n_ctx=64 * 128, n_ubatch=UBATCH)
+    texts = prompt_texts()
+    model.generate(texts[:2], 4)  # warms up
+    tasks = {"answers": masked_answers, "decode": decode, "sweep": sweep, "naive_sweep": naive_sweep}
+    serve(lambda mode, numbers: tasks[mode](model, texts, numbers))
+
+
+def random_masks(model: Any, count: int, rng: random.Random) -> list[list[tuple[int, int]]]:
+    """Masks of twelve experts."""
+    every = [(layer, expert) for layer in model.layers for expert in range(model.n_experts)]
+    return [rng.sample(every, 12) for _ in range(count)]
+
+
+def masked_answers(model: Any, texts: list[str], numbers: list[int]) -> Answer:
+    """Every prompt without a mask and under random ones, all in one call."""
+    n_prompts, n_masks, n_new, seed = numbers
+    masks = [[], *random_masks(model, n_masks - 1, random.Random(seed))]
+    prompts = [texts[(seed + i) % len(texts)] for i in range(n_prompts) for _ in masks]
+    answer = timed(lambda: model.generate(prompts, n_new, mask=masks * n_prompts), 0)
+    return {**answer, "n": len(prompts)}
+
+
+def decode(model: Any, _: list[str], numbers: list[int]) -> Answer:
+    """Seconds for all but the first generated token, routes logged, a mask for each sequence."""
+    n_sequences, n_tokens, n_new, seed = numbers
+    prompts = random_prompts(n_sequences, n_tokens, n_tokens, seed, model.facts.n_vocab)
+    masks = random_masks(model, n_sequences, random.Random(seed))
+
+    def run(new: int) -> Answer:
+        return timed(lambda: model.generate(prompts, new, mask=masks, routes=True), n_sequences * new)
+
+    short, long = run(1), run(1 + n_new)
+    return {key: long[key] - short[key] for key in ("tokens", "wall", "cpu")}
+
+
+def sweep(model: Any, _: list[str], numbers: list[int]) -> Answer:
+    """Every expert masked alone on all prompts; pairs that no mask can change count as done, as they are."""
+    from safex.attribution import sweep as run_sweep
+
+    found: list[Any] = []
+    answer = timed(lambda: found.append(run_sweep(model, seed=numbers[0], bootstrap=100)), 0)
+    return {**answer, "n": found[0].parameters["computed"] + found[0].parameters["skipped"]}
+
+
+def naive_sweep(model: Any, texts: list[str], numbers: list[int]) -> Answer:
+    """The first token's probabilities, one prompt under one mask a call."""
+    n_pairs, seed = numbers
+    masks = random_masks(model, n_pairs, random.Random(seed))
+
+    def run() -> None:
+        for i, mask in enumerate(masks):
+            model.score([texts[i % len(texts)]], [5, 6], [mask[:1]])
+
+    return {**timed(run, 0), "n": n_pairs}
+
+
+def one(model_path: str, threads: str, libraries: str) -> None:
+    """Answers of llama-cpp-python, one after another, until they end or have ``NEW`` tokens."""
+    import os
+
+    os.environ["LLAMA_CPP_LIB_PATH"] = libraries
+    import llama_cpp
+
+    n = int(threads)
+    llama = llama_cpp.Llama(model_path, n_ctx=512, n_threads=n, n_threads_batch=n, verbose=False)
+    texts = prompt_texts()
+
+    def answer(text: str, n_new: int) -> None:
+        messages = [{"role": "user", "content": text}]
+        llama.create_chat_completion(messages, max_tokens=n_new, temperature=0.0, repeat_penalty=1.0)
+
+    def handle(_: str, numbers: list[int]) -> Answer:
+        count, n_new, seed = numbers
+        chosen = [texts[(seed + i) % len(texts)] for i in range(count)]
+        return {**timed(lambda: [answer(text, n_new) for text in chosen], 0), "n": count}
+
+    answer(texts[0], 4)
+    serve(handle)
+
+
 # --- memory
 
 
@@ -173,4 +272,5 @@ def memory(model_path: str, threads: str, n_prompts: str) -> None:
 
 
 if __name__ == "__main__":
-    {"ours": ours, "hf": hf, "memory": memory}[sys.argv[1]](*sys.argv[2:])
+    kinds = {"ours": ours, "hf": hf, "memory": memory, "masked": masked, "one": one}
+    kinds[sys.argv[1]](*sys.argv[2:])

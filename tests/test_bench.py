@@ -3,6 +3,7 @@ Nothing here looks at a clock."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -44,10 +45,11 @@ def report(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("quant", bench_model.QUANTS)
 def test_the_model_loads_and_profiles(tmp_path: Path, quant: str) -> None:
-    path = bench_model.write(tmp_path / "tiny.gguf", TINY, quant)
+    shape = dataclasses.replace(TINY, width=256, expert_width=256) if quant == "q4_k" else TINY
+    path = bench_model.write(tmp_path / "tiny.gguf", shape, quant)
     with safex.Model(path, n_threads=1) as model:
-        assert (model.layers, model.n_experts, model.top_k) == ([0, 1], TINY.experts, TINY.top_k)
-        assert model.facts.n_vocab == TINY.vocabulary
+        assert (model.layers, model.n_experts, model.top_k) == ([0, 1], shape.experts, shape.top_k)
+        assert model.facts.n_vocab == shape.vocabulary
         profile = model.profile(["How do I bake bread?", list(range(100))])
         assert np.isfinite(model.logits(list(range(50)))).all()
     assert (profile.counts[1] > 0).sum() > 2 * TINY.top_k, "the selections don't vary"
@@ -66,6 +68,13 @@ def test_q8_0_blocks_are_those_of_gguf() -> None:
     packed = bench_model.as_q8_0(levels, 0.5)
     unpacked = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
     np.testing.assert_allclose(unpacked, bench_model.as_f32(levels, 0.5), rtol=1e-3)
+
+
+def test_q4_k_blocks_have_the_deviation_asked_for() -> None:
+    packed = bench_model.as_q4_k(bench_model.draw(bench_model.Tensor("any", (64, 1024), 0.5), 0), 0.5)
+    unpacked = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_K)
+    assert unpacked.shape == (64, 1024)
+    np.testing.assert_allclose([unpacked.mean(), unpacked.std()], [0, 0.5], atol=0.02)
 
 
 def test_the_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@
     upstream.py fetch                    print the pinned source distribution, downloading it where missing
     upstream.py source [--stock]         print the source tree (patched unless --stock), making it where missing
     upstream.py build  [-DNAME=VALUE...] print the prefix that holds the compiled patched libraries and headers
-    upstream.py stock  [-DNAME=VALUE...] print the build folder of the unpatched libraries and llama-bench
+    upstream.py stock  [-DNAME=VALUE...] print the build folder of the unpatched libraries and their benchmarks
 
 Everything lands in a cache outside the tree ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else
 ~/.cache/safex-native), in folders named by their content, made under another name and renamed when complete.
@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 HERE = Path(__file__).resolve().parent
-OURS = ("PIN", "call_sites.patch", "llama-tap.h", "cpu_variants.cmake", "CMakeLists.txt", "shim.c")
+HEADERS = {"llama-tap.h": "src", "open-cells.h": "ggml/src/ggml-cpu"}  # and the folder of upstream they go to
+OURS = ("PIN", "call_sites.patch", *HEADERS, "cpu_variants.cmake", "CMakeLists.txt", "shim.c")
+STOCK_TARGETS = ("llama", "llama-bench", "llama-batched-bench")
 KEPT = (
     "CMakeLists.txt",
     "LICENSE",
@@ -214,14 +216,15 @@ def insertions(patch: str) -> dict[str, list[tuple[int, list[str]]]]:
 
 
 def apply_patch(tree: Path) -> None:
-    """Insert our call sites and add our header."""
+    """Insert our call sites and add our headers."""
     for name, hunks in insertions((HERE / "call_sites.patch").read_text()).items():
         path = tree / name
         lines = path.read_text().split("\n")
         for after, added in reversed(hunks):
             lines[after:after] = added
         path.write_text("\n".join(lines))
-    shutil.copy2(HERE / "llama-tap.h", tree / "src" / "llama-tap.h")
+    for name, folder in HEADERS.items():
+        shutil.copy2(HERE / name, tree / folder / name)
 
 
 def make_source(target: Path, stock: bool) -> None:
@@ -314,17 +317,18 @@ def cpu_options() -> list[str]:
 
 
 def stock(options: list[str]) -> Path:
-    """The build folder of unpatched llama.cpp with ordinary library names, and llama-bench, in bin/."""
+    """The build folder of unpatched llama.cpp with ordinary library names and its benchmarks in bin/."""
     tree = source(stock=True)
     options = [*cpu_options(), *options]
     key = digest(tree.name.encode(), compiler_id(), "\n".join(sorted(options)).encode())
     folder = cache_dir() / f"stock-{key}"
     off = ["TESTS", "EXAMPLES", "APP", "SERVER", "UI"]
     with locked(folder.name):
-        if not (folder / "complete").exists():
+        complete = folder / "complete"
+        if not complete.exists() or complete.read_text().split() != list(STOCK_TARGETS):
             flags = [*(f"-DLLAMA_BUILD_{name}=OFF" for name in off), "-DLLAMA_OPENSSL=OFF"]
-            cmake_build(tree, folder, flags + options, ["llama", "llama-bench"])
-            (folder / "complete").touch()
+            cmake_build(tree, folder, flags + options, list(STOCK_TARGETS))
+            complete.write_text("\n".join(STOCK_TARGETS) + "\n")
     return folder
 
 
