@@ -9,20 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attribution import Sweep, sweep
     from .comparison import Comparison, compare
     from .errors import DeviceError, DiskError, InputError, SafexError, UnsupportedError
+    from .evaluation import Evaluation, evaluate
     from .expert_set import ExpertSet
     from .experts import Expert
+    from .judges import make as make_judge
     from .model import Model, Response, Route
     from .profile import Profile
     from .prompts import Prompt, PromptSet
     from .report import write_report
     from .ses import identify
 
-_HOME = {
+_HOME = {  # the module that holds a name, and what it is called there if not the same
     "Comparison": "comparison",
     "DeviceError": "errors",
     "DiskError": "errors",
+    "Evaluation": "evaluation",
     "Expert": "experts",
     "ExpertSet": "expert_set",
     "InputError": "errors",
@@ -33,9 +37,13 @@ _HOME = {
     "Response": "model",
     "Route": "model",
     "SafexError": "errors",
+    "Sweep": "attribution",
     "UnsupportedError": "errors",
     "compare": "comparison",
+    "evaluate": "evaluation",
     "identify": "ses",
+    "make_judge": "judges:make",
+    "sweep": "attribution",
     "write_report": "report",
 }
 
@@ -43,6 +51,7 @@ __all__ = [
     "Comparison",
     "DeviceError",
     "DiskError",
+    "Evaluation",
     "Expert",
     "ExpertSet",
     "InputError",
@@ -53,10 +62,14 @@ __all__ = [
     "Response",
     "Route",
     "SafexError",
+    "Sweep",
     "UnsupportedError",
     "__version__",
     "compare",
+    "evaluate",
     "identify",
+    "make_judge",
+    "sweep",
     "write_report",
 ]
 
@@ -67,7 +80,8 @@ def __getattr__(name: str) -> Any:
     """Import the module that holds ``name`` when it is first asked for."""
     if name not in _HOME:
         raise AttributeError(f"module 'safex' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    module, _, there = _HOME[name].partition(":")
+    return getattr(importlib.import_module(f".{module}", __name__), there or name)
 
 
 def __dir__() -> list[str]:

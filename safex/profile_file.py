@@ -25,6 +25,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from safex import disk
 from safex.errors import InputError
+from safex.journal import journal_path
 from safex.profile import Profile
 from safex.profile_arrays import (
     DTYPES,
@@ -239,11 +240,6 @@ class _Header:
             raise ValueError("more than 4 dimensions")
         shape = tuple(self._take("<Q") for _ in range(n_dims))[::-1]
         return self._take("<I"), shape, self._take("<Q")
-
-
-def journal_path(path: Path) -> Path:
-    """Where the journal of an unfinished run lies."""
-    return path.with_name(path.name + ".journal")
 
 
 def is_profile(path: str | os.PathLike[str]) -> bool:

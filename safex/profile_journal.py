@@ -1,20 +1,15 @@
 """The journal that a run writes beside its profile file until it is finished.
 
-``FILE.journal`` = a magic, then records of [length, CRC-32, payload]. The first holds, as JSON, what
-must be the same on resume; the second what may differ; each further one a finished prompt. A record is handed
-to the operating system at once, so that a killed process loses nothing that ``append`` returned for; a torn
-last record is cut off on resume.
+Its first record holds, as JSON, what must be the same on resume; the second what may differ; each further one a
+finished prompt.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import struct
-import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +19,7 @@ import numpy as np
 
 from safex import disk
 from safex.errors import InputError
+from safex.journal import N_HEADERS, Journal, check_start, journal_path
 from safex.profile_arrays import (
     Array,
     PhaseArrays,
@@ -32,85 +28,12 @@ from safex.profile_arrays import (
     check_phase,
     check_phase_names,
     clean_meta,
-    first_difference,
 )
-from safex.profile_file import TENSOR_TYPES, Layout, journal_path
-
-SYNC_SECONDS = 5.0
-
+from safex.profile_file import TENSOR_TYPES, Layout
 
 JOURNAL_MAGIC = b"SAFEXJ1\n"
-N_HEADERS = 2  # records before the first prompt's
-_HEAD = struct.Struct("<II")  # length of the payload (never 0), its CRC-32
 _INDEX = struct.Struct("<I")
 _N_TOKENS = struct.Struct("<q")
-
-
-class _Journal:
-    """Records in a file that this process holds alone. ``end`` is the offset behind the last good record."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with disk.writing(path):
-            self.fd = disk.open_locked(path)
-        self.end, self.damaged = 0, False
-        self._synced = time.monotonic()
-
-    @property
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
-
-    def start(self) -> None:
-        """Begin an empty journal."""
-        with disk.writing(self.path):
-            os.ftruncate(self.fd, 0)
-            self.end = disk.write_at(self.fd, 0, JOURNAL_MAGIC)
-
-    def append(self, payload: bytes) -> None:
-        """Write a record whole or not at all."""
-        with disk.writing(self.path):
-            try:
-                record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
-                self.end = disk.write_at(self.fd, self.end, record)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self.fd, self.end)
-                raise
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                self.sync()
-
-    def sync(self) -> None:
-        """Wait until all is on the disk itself (power loss)."""
-        with disk.writing(self.path):
-            os.fsync(self.fd)
-        self._synced = time.monotonic()
-
-    def records(self) -> Iterator[bytes]:
-        """Yield the good records from the first on, moving ``end`` behind each.
-
-        Stops at the end, at a torn record (cut short) or at a damaged one (whole but wrong: sets
-        ``damaged``).
-        """
-        if os.pread(self.fd, len(JOURNAL_MAGIC), 0) != JOURNAL_MAGIC[: self.size]:
-            raise InputError(f"{self.path}: is not a journal of `profile`: delete it, or choose another -o")
-        self.end, self.damaged = len(JOURNAL_MAGIC), False
-        size = self.size
-        while self.end + _HEAD.size < size:
-            length, crc = _HEAD.unpack(os.pread(self.fd, _HEAD.size, self.end))
-            start = self.end + _HEAD.size
-            if length > size - start:
-                return
-            payload = os.pread(self.fd, length, start)
-            if not length or zlib.crc32(payload) != crc:
-                self.damaged = True
-                return
-            self.end = start + length
-            yield payload
-
-    def close(self, *, remove: bool) -> None:
-        if remove:
-            self.path.unlink(missing_ok=True)
-        os.close(self.fd)
 
 
 @dataclass(frozen=True)
@@ -129,10 +52,10 @@ def check_output(
     None where no run was begun. Leaves nothing behind. Raises InputError, DiskError.
     """
     path = Path(path)
-    journal = _Journal(journal_path(path))
+    journal = _open(path)
     found = journal.size > 0
     try:
-        _check_start(path, found, resume, force)
+        check_start(path, found, resume, force)
         return _unfinished(journal) if found else None
     finally:
         journal.close(remove=not found)
@@ -143,19 +66,13 @@ def unfinished(path: str | os.PathLike[str]) -> Unfinished | None:
     return check_output(path, resume=True) if journal_path(Path(path)).exists() else None
 
 
-def _unfinished(journal: _Journal) -> Unfinished:
+def _open(path: Path) -> Journal:
+    return Journal(journal_path(path), JOURNAL_MAGIC, "profile")
+
+
+def _unfinished(journal: Journal) -> Unfinished:
     n_records = sum(1 for _ in journal.records())
     return Unfinished(max(0, n_records - N_HEADERS), journal.size - journal.end)
-
-
-def _check_start(path: Path, found: bool, resume: bool, force: bool) -> None:
-    """``found``: a journal lies beside the file."""
-    disk.check_target(path)
-    if found and not resume:
-        journal = journal_path(path)
-        raise InputError(f"{path}: an unfinished run lies beside it: --resume to go on, or delete {journal}")
-    if path.exists() and not found and not force:
-        raise InputError(f"{path}: exists already: --force to replace it, or choose another -o")
 
 
 class ProfileWriter:
@@ -199,11 +116,11 @@ class ProfileWriter:
         self.done: set[int] = set()
         self.dropped_bytes = 0
         self._open = False
-        self._journal = _Journal(journal_path(self.path))
+        self._journal = _open(self.path)
         self._open = True
         self.resumed = self._journal.size > 0
         try:
-            _check_start(self.path, self.resumed, resume, force)
+            check_start(self.path, self.resumed, resume, force)
             self._begin()
         except BaseException:
             self._close(remove=not self.resumed)
@@ -276,37 +193,15 @@ class ProfileWriter:
         self._journal.close(remove=remove)
 
     def _begin(self) -> None:
-        ours = self._run_header()
-        records = self._journal.records() if self._journal.size else iter(())
-        theirs, volatile = next(records, None), next(records, None)
-        if self._journal.damaged and volatile is None:
-            raise InputError(f"{self._journal.path}: its header is damaged: delete it to start again")
-        if theirs is None or volatile is None:  # killed before its first prompt
-            self._journal.start()
-            self._journal.append(_to_json(ours))
-            self._journal.append(_to_json({k: v for k, v in self.meta.items() if k == "created"}))
-            self._journal.sync()
-            return
-        if theirs != _to_json(ours):
-            self._refuse_other_run(json.loads(theirs), ours)
-        self.meta.update(json.loads(volatile))
+        created = {name: value for name, value in self.meta.items() if name == "created"}
+        created, records = self._journal.begin(self._run_header(), created)
+        self.meta.update(created)
         self.done.update(_INDEX.unpack_from(payload)[0] for payload in records)
-        self.dropped_bytes = self._journal.size - self._journal.end
-        with disk.writing(self._journal.path):
-            os.ftruncate(self._journal.fd, self._journal.end)
+        self.dropped_bytes = self._journal.cut()
 
     def _run_header(self) -> dict[str, Any]:
         fields = {**self._layout.fields(), **vars(self._layout.prompts)}
         return {**{k: v for k, v in self.meta.items() if k != "created"}, **fields}
-
-    def _refuse_other_run(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        names = [*ours, *(name for name in theirs if name not in ours)]
-        differences = (first_difference(name, theirs.get(name), ours.get(name)) for name in names)
-        difference = next((d for d in differences if d), "the order of its settings")
-        place = self._journal.path
-        raise InputError(
-            f"{place}: can't resume: the unfinished run and this one differ in {difference}; or delete it"
-        )
 
     def _encode(self, index: int, phases: Mapping[str, tuple[int, Array, Array, Array]]) -> bytes:
         """Per phase: n_tokens, a bit for each expert of each layer that has values, then the values."""
@@ -328,8 +223,7 @@ class ProfileWriter:
 
     def _prompt_records(self) -> Iterator[bytes]:
         records = self._journal.records()
-        next(records, None), next(records, None)
-        return records
+        return itertools.islice(records, N_HEADERS, None)
 
     def _write_prompt(self, fd: int, payload: bytes) -> None:
         """Undo ``_encode`` and write the rows to their places."""
@@ -348,7 +242,3 @@ class ProfileWriter:
                 rows[used] = np.frombuffer(payload, rows.dtype, n_used, at)
                 at += n_used * rows.itemsize
                 self._layout.write_rows(fd, name, field, index, rows)
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from safex import disk
 from safex.errors import InputError
+from safex.profile_arrays import shorten
 
 T = TypeVar("T")
 
@@ -26,6 +27,18 @@ def read_json(path: str | os.PathLike[str], expected: str, parse: Callable[[Any]
         raise InputError(f"{path}: is no JSON ({error}); expected {expected}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def check_kind(value: Any, mark: str, version: int, what: str) -> None:
+    """Refuse parsed JSON that isn't an object whose ``mark`` has this schema version. Raises InputError.
+
+    >>> check_kind({"safex_sweep": 1}, "safex_sweep", 1, "sweep")
+    """
+    if not isinstance(value, Mapping) or mark not in value:
+        raise InputError(f"is no {what}: expected an object with {mark!r}")
+    if value[mark] != version:
+        found = shorten(value[mark])
+        raise InputError(f"has schema version {found}, expected {version}: use the version that wrote it")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

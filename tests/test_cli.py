@@ -67,7 +67,27 @@ def test_each_help_has_an_example_and_the_common_options(name: str) -> None:
     assert "--json" in done.out and "--quiet" in done.out and "--debug" in done.out
 
 
+def test_import_of_the_package_is_instant_and_its_names_load_on_first_use() -> None:
+    code = (
+        "import sys, safex\n"
+        f"heavy = sorted((set({HEAVY!r}) | {{'scipy'}}) & set(sys.modules))\n"
+        "names = {name: getattr(safex, name).__module__ for name in safex.__all__ if name != '__version__'}\n"
+        "print(heavy, sorted(names) == sorted(safex._HOME), dir(safex) == sorted(safex.__all__))\n"
+        "print(*(names[name] for name in ('evaluate', 'Evaluation', 'sweep', 'Sweep', 'make_judge')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "[] True True",
+        "safex.evaluation.evaluating safex.evaluation.result safex.attribution.sweeping "
+        "safex.attribution.result safex.judges",
+    ]
+    assert safex.make_judge("keyword").name == "keyword"
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        safex.evalute  # noqa: B018 (asking is the test)
+
+
 def test_main_help_lists_the_commands() -> None:
+    assert {"info", "profile", "identify", "eval", "judge", "sweep", "serve", "trace"} <= COMMANDS.keys()
     done = cli("--help")
     assert done.code == 0
     assert all(f"  {name:<10}{text}" in done.out for name, text in COMMANDS.items())

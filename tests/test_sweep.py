@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 import safex
-from safex import cli, expert_set
+from safex import cli
 from safex.attribution import Starts, Sweep, sweep
 from safex.attribution.statistics import adjusted, means, p_values, resamples
 from safex.expert_set import ExpertSet
@@ -160,7 +160,7 @@ def test_prompts_that_do_not_select_an_expert_are_not_run(tiny: safex.Model, wor
 
 def test_batches_change_nothing(tiny: safex.Model, words: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sweep(tiny, None, words, starts=STARTS, bootstrap=20).deltas
-    monkeypatch.setattr("safex.attribution.runs.BATCH", 7)
+    monkeypatch.setattr("safex.attribution.runs.tokens_of_a_call", lambda model: 60)
     pieces = sweep(tiny, None, words, starts=STARTS, bootstrap=20).deltas
     assert whole is not None and pieces is not None
     np.testing.assert_allclose(np.sort(whole, axis=0), np.sort(pieces, axis=0), atol=2e-5)
@@ -352,11 +352,6 @@ def test_bad_settings_are_one_line(planted: safex.Model, settings, part: str) ->
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     """``safex-native sweep`` in this process, in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(cli.COMMANDS, "sweep", "what masking each expert alone does to refusal")
-    if not hasattr(expert_set, "parse_experts"):
-        monkeypatch.setattr(
-            expert_set, "parse_experts", lambda text: [to_expert(e) for e in text.split(",")], raising=False
-        )
 
     def run(*words: str) -> tuple[int, str, str]:
         code = cli.main(["sweep", *words])
@@ -365,6 +360,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Captu
     return run
 
 
+ROLES = ("listed", "neighbour")
 QUICK = ("--limit", "4", "--bootstrap", "20", "--threads", "1")
 
 
@@ -387,6 +383,32 @@ def test_the_command_writes_prints_and_joins(command, tmp_path: Path) -> None:
         result["conclusion"][:40],
     ):
         assert part in err
+
+
+@pytest.mark.parametrize("group, listed", [("", ["0:10", "1:3", "2:4"]), (":two", ["1:3", "2:4"])])
+def test_the_union_of_a_files_groups_and_their_neighbours(command, group: str, listed: list[str]) -> None:
+    ExpertSet(
+        {
+            "one": [{"layer": 0, "expert": 10}, {"layer": 1, "expert": 3}],
+            "two": [{"layer": 1, "expert": 3}, {"layer": 2, "expert": 4}],
+        }
+    ).save("set.json")
+    code, _, err = command("demo-planted", "--experts", f"set.json{group}", *QUICK, "--quiet", "-o", "a.json")
+    assert (code, err) == (0, "")
+    rows = Sweep.load("a.json").rows
+    found = {
+        role: [str(Expert(r["layer"], r["expert"])) for r in rows if r["role"] == role] for role in ROLES
+    }
+    assert sorted(found["listed"]) == listed
+    layers = sorted(expert.split(":")[0] for expert in found["neighbour"])
+    assert layers == sorted(expert.split(":")[0] for expert in listed * 2)  # two in the layer of each
+
+
+def test_an_expert_set_in_python_is_its_union_and_neighbours(planted: safex.Model, few: PromptSet) -> None:
+    experts = ExpertSet({"one": [{"layer": 1, "expert": 3}], "two": [{"layer": 1, "expert": 3}]})
+    rows = sweep(planted, experts, few, bootstrap=20).rows
+    assert sorted(row["role"] for row in rows) == ["listed", "neighbour", "neighbour"]
+    assert len(sweep(planted, experts, few, neighbours=0, bootstrap=20).rows) == 1
 
 
 def test_the_limit_is_of_each_set(command) -> None:

@@ -41,7 +41,7 @@ def _strongest(sweep: Sweep) -> str:
     row, base = sweep.rows[0], sweep.baseline["regular"]["logit"]
     if row["effect"]["regular"] >= 0:
         return f"No mask lowers its mean; unmasked it is {base:+.2f}."
-    effect = f"{_name(row)} takes it from {base:+.2f} to {base + row['effect']['regular']:+.2f}"
+    effect = f"{_name(row)}, takes it from {base:+.2f} to {base + row['effect']['regular']:+.2f}"
     low, high = row["interval"]["regular"]
     return (
         f"The strongest, {effect} (effect {row['effect']['regular']:+.2f}, 95 % {low:+.2f} to {high:+.2f})."

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from safex import disk
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import Expert
+from safex.result_file import check_kind, read_json, write_json
 
 Row: TypeAlias = dict[str, Any]
 
@@ -57,11 +54,7 @@ class Sweep:
 
         Raises InputError where both name their model and it isn't the same.
         """
-        ours, theirs = self.model.get("fingerprint"), experts.model.get("fingerprint")
-        if ours and theirs and ours != theirs:
-            raise InputError(
-                f"the sweep is of model {ours[:12]}, the expert set of {theirs[:12]}: join those of one model"
-            )
+        check_join(self.model.get("fingerprint"), experts)
         known = dict(zip(self.experts, (self._to_join(row) for row in self.rows), strict=True))
         entries = {
             group: [
@@ -88,40 +81,31 @@ class Sweep:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file through a temporary one. Raises DiskError, InputError."""
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        with disk.replacing(Path(path)) as (fd, _):
-            disk.write_at(fd, 0, text.encode())
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sweep:
         """Read a file of ``save``. Raises InputError: path, what is wrong, what is expected."""
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: is no JSON ({error}); expected a file of `sweep`") from None
-        return cls(**_checked(value, path))
+        return read_json(path, "a file of `sweep`", _from_json)
 
 
-def _checked(value: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or "safex_sweep" not in value:
-        raise InputError(f"{path}: is no sweep: expected an object with 'safex_sweep'")
-    if value["safex_sweep"] != SCHEMA_VERSION:
-        found = value["safex_sweep"]
+def check_join(fingerprint: str | None, experts: ExpertSet) -> None:
+    """Refuse to join a sweep of the model with this fingerprint into the set of another model. Raises InputError."""
+    theirs = experts.model.get("fingerprint")
+    if fingerprint and theirs and fingerprint != theirs:
         raise InputError(
-            f"{path}: has schema version {found!r}, expected {SCHEMA_VERSION}: use the version that wrote it"
+            f"the sweep is of model {fingerprint[:12]}, the expert set of {theirs[:12]}: join those of one model"
         )
-    kinds = dict.fromkeys(("rows", "pairs"), list) | dict.fromkeys(
-        ("model", "parameters", "starts", "baseline"), dict
-    )
+
+
+def _from_json(value: Any) -> Sweep:
+    check_kind(value, "safex_sweep", SCHEMA_VERSION, "sweep")
+    kinds = {"rows": list, "pairs": list, "baseline": dict, "starts": dict, "model": dict, "parameters": dict}
     parts = {name: value.get(name, kind()) for name, kind in kinds.items()}
     for name, kind in kinds.items():
         if not isinstance(parts[name], kind):
-            raise InputError(f"{path}: {name!r} is {type(parts[name]).__name__}, expected {kind.__name__}")
+            raise InputError(f"{name!r} is {type(parts[name]).__name__}, expected {kind.__name__}")
     for i, row in enumerate(parts["rows"]):
         if not (isinstance(row, dict) and {"layer", "expert", "effect"} <= row.keys()):
-            raise InputError(
-                f"{path}: row {i} lacks layer, expert or effect; make the file again with `sweep`"
-            )
-    return {**parts, "conclusion": str(value.get("conclusion", ""))}
+            raise InputError(f"row {i} lacks layer, expert or effect; make the file again with `sweep`")
+    return Sweep(**parts, conclusion=str(value.get("conclusion", "")))

@@ -121,6 +121,12 @@ class Starts:
         }
         return {**sides, "coverage": self.coverage, "answers": self.answers}
 
+    @classmethod
+    def from_json(cls, value: Any) -> Starts:
+        """The starts that ``to_json`` wrote, as a sweep's file holds them."""
+        refuse, comply = (tuple(tuple(start["tokens"]) for start in value[side]) for side in SIDES)
+        return cls(refuse, comply, value["coverage"], value["answers"])
+
 
 def _check_both_sides(total: Counter[str], n: int) -> None:
     for side, what in ((REFUSE, "refusals"), (COMPLY, "compliant answers")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertLike, to_expert
-from safex.judges import Item, KeywordJudge
 from safex.prompts import Prompt, PromptSet
 
+from .answers import ANSWER_TOKENS, find_starts
 from .conclusion import conclude
+from .kept import Kept
 from .result import Row, Sweep
 from .runs import Experts, Floats, Rows, Runs
 from .starts import Starts
@@ -26,7 +28,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]  # what, done, total
 
 MODES = ("zero", "reroute")  # `force` adds an expert instead of taking one away
 MAIN, CONTROL = "regular", "benign"
-ANSWER_TOKENS = 48  # of the greedy answers that show how refusals begin
+NEIGHBOURS = 2  # of each expert of an expert set
 PAIRS = 8  # experts whose interactions are measured
 
 
@@ -73,12 +75,15 @@ def sweep(
     pairs: bool | int = False,
     gradient: bool = False,
     step: float = 0.1,
-    neighbours: int = 0,
+    neighbours: int | None = None,
     starts: Starts | None = None,
     bootstrap: int = 1000,
     correction: str = "holm",
     alpha: float = 0.05,
     seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
     """The effect of masking each expert alone on the refusal logit at the first tokens of the answer.
@@ -91,16 +96,20 @@ def sweep(
     on benign prompts. Prompts that never select an expert have effect 0 and are not run.
 
     ``experts`` is an expert set (the union of its groups), a list, or None for all; ``neighbours`` adds for each of
-    them the experts of its layer that are nearest in activation on regular prompts. ``prompts`` must hold a set
-    "regular" of 2 or more; None means the sets that ship for this model. The mask acts on all of the prompt.
+    them so many experts of its layer that are nearest in activation on regular prompts (None: 2 for an expert set,
+    else 0). ``prompts`` must hold a set "regular" of 2 or more; None means the sets that ship for this model. The mask
+    acts on all of the prompt.
     ``pairs`` measures the interaction effect(a, b) - effect(a) - effect(b) among the 8 (or so many as it says) experts
     with the largest effect. ``gradient`` adds the derivative of the logit by the expert's gain at gain 1, a central
     difference with ``step``, and its difference to that of half the step: how far it is from converged. Quantized
     models round activations, which drowns small steps (use 0.1 or more); in F32 0.003 gives four digits.
-    ``progress(what, done, total)`` is called while it runs.
 
-    Raises InputError for settings out of range, experts that the model lacks, prompts without a usable set, and a
-    model that gives no refusals or no compliant answers.
+    With ``output`` what is measured is kept beside it as it comes: a run that was stopped goes on with ``resume`` and
+    gives the same file, byte for byte; ``force`` replaces a file or an unfinished run. ``progress(what, done, total)``
+    is called while it runs.
+
+    Raises InputError for settings out of range, experts that the model lacks, prompts without a usable set, a model
+    that gives no refusals or no compliant answers, and an unfinished run that differs (by name); DiskError.
 
     >>> import safex
     >>> with safex.Model("demo-planted", n_threads=1) as model:
@@ -109,31 +118,50 @@ def sweep(
     Expert(layer=1, expert=18)
     """
     n_pairs = PAIRS if pairs is True else int(pairs)
-    settings = Settings(mode, gain, n_pairs, step, seed, bootstrap, correction, alpha, neighbours)
+    if neighbours is None:
+        neighbours = NEIGHBOURS if isinstance(experts, ExpertSet) else 0
+    settings = Settings(
+        mode, float(gain), n_pairs, float(step), int(seed), bootstrap, correction, alpha, neighbours
+    )
     prompts = _shipped(model) if prompts is None else prompts
     _check_sets(prompts)
     listed = _listed(model, experts)
-    hear: Progress = progress or (lambda what, done, total: None)
-    starts = starts or find_starts(model, prompts, hear)
     encoded = [model.encode(prompt) for prompt in prompts]
-    model.check_lengths(encoded, prompts, max(map(len, starts.chains)))
-    runs = Runs(model, [item.tokens for item in encoded], starts, hear)
-    study = _Study(model, prompts, runs, settings)
-    added = study.neighbours_of(listed)
-    swept = study.sweep([*listed, *added], set(added), gradient)
-    return _result(model, prompts, starts, study, swept)
+    n_more = max(map(len, starts.chains)) if starts else ANSWER_TOKENS
+    model.check_lengths(encoded, prompts, n_more)
+    hear: Progress = progress or (lambda what, done, total: None)
+    header = _header(model, prompts, listed, settings, gradient, starts)
+    with Kept(output, header, resume, force) as kept:
+        asked = PromptSet(prompt for prompt in prompts if prompt.set in (MAIN, CONTROL))
+        starts = starts or find_starts(model, asked, kept, hear)
+        runs = Runs(model, [item.tokens for item in encoded], starts, kept, hear)
+        study = _Study(model, prompts, runs, settings)
+        added = study.neighbours_of(listed)
+        swept = study.sweep([*listed, *added], set(added), gradient)
+        result = _result(model, prompts, starts, study, swept)
+        if output is not None:
+            result.save(output)
+            kept.finish()
+    return result
 
 
-def find_starts(model: Any, prompts: PromptSet, progress: Progress) -> Starts:
-    """Starts found in greedy unmasked answers to the regular and benign prompts, by the keyword judge."""
-    asked = PromptSet(prompt for prompt in prompts if prompt.set in (MAIN, CONTROL))
-    progress("answers without a mask", 0, len(asked))
-    responses = model.generate(asked, max_new=ANSWER_TOKENS, mask=[[]] * len(asked))
-    items = [
-        Item(p.id, p.set, p.text, r.marked or r.text, r.finish) for p, r in zip(asked, responses, strict=True)
-    ]
-    labels = [verdict.label for verdict in KeywordJudge().judge(items)]
-    return Starts.from_answers([(label, r.tokens) for label, r in zip(labels, responses, strict=True)])
+def _header(
+    model: Any,
+    prompts: PromptSet,
+    listed: Sequence[Expert],
+    settings: Settings,
+    gradient: bool,
+    starts: Starts | None,
+) -> dict[str, Any]:
+    """What must be the same in a run that goes on; the starts that it found are among what is kept."""
+    return {
+        **model.provenance(),
+        **vars(settings),
+        "gradient": bool(gradient),
+        "prompts_hash": prompts.hash,
+        "experts": [str(expert) for expert in listed],
+        "starts": starts.to_json(model) if starts else "found in the answers",
+    }
 
 
 def _shipped(model: Any) -> PromptSet:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from safex import disk
 from safex.errors import InputError
 from safex.evaluation.counting import Row
+from safex.result_file import check_kind, read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -47,34 +44,17 @@ class Evaluation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file through a temporary one. Raises DiskError, InputError."""
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        with disk.replacing(Path(path)) as (fd, _):
-            disk.write_at(fd, 0, text.encode())
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:
         """Read a file of ``save``. Raises InputError: path, what is wrong, what was expected."""
-        try:
-            return from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except OSError as error:
-            raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: is no JSON ({error}); expected a file made by `eval -o`") from None
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        return read_json(path, "a file made by `eval -o`", from_json)
 
 
 def from_json(value: Any) -> Evaluation:
     """An evaluation of parsed JSON. Raises InputError."""
-    if not isinstance(value, Mapping) or "safex_evaluation" not in value:
-        raise InputError("is no evaluation: expected an object with 'safex_evaluation'")
-    if value["safex_evaluation"] != SCHEMA_VERSION:
-        found = value["safex_evaluation"]
-        raise InputError(
-            f"has schema version {found!r}, expected {SCHEMA_VERSION}: use the version that wrote it"
-        )
+    check_kind(value, "safex_evaluation", SCHEMA_VERSION, "evaluation")
     if not isinstance(value.get("conclusion"), str):
         raise InputError("has no 'conclusion': use a file made by `eval -o`")
     parts = {f.name: value[f.name] for f in dataclasses.fields(Evaluation) if f.name in value}

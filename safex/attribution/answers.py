@@ -1,0 +1,50 @@
+"""A model's own unmasked answers, from which its starts are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from safex.judges import Item, KeywordJudge
+from safex.prompts import Prompt
+
+from .kept import ANSWERS, STARTS, Kept
+from .pieces import costs, pieces, tokens_of_a_call
+from .runs import Steps
+from .starts import DEPTH, Starts
+
+ANSWER_TOKENS = 48  # of the greedy answers that show how refusals begin
+
+
+def find_starts(model: Any, prompts: Sequence[Prompt], kept: Kept, progress: Steps) -> Starts:
+    """Starts found in greedy unmasked answers to the prompts, by the keyword judge. Raises InputError without any."""
+
+    def find() -> dict[str, Any]:
+        return Starts.from_answers(_answers(model, prompts, kept, progress)).to_json(model)
+
+    return Starts.from_json(kept.get((STARTS,), find))
+
+
+def _answers(
+    model: Any, prompts: Sequence[Prompt], kept: Kept, progress: Steps
+) -> list[tuple[str, list[int]]]:
+    """Label and first tokens of each answer."""
+    lengths = costs([model.encode(prompt).tokens for prompt in prompts]) + ANSWER_TOKENS
+    answers: list[tuple[str, list[int]]] = []
+    for piece in pieces(lengths, np.zeros_like(lengths), tokens_of_a_call(model)):
+        progress("answers without a mask", piece.start, len(prompts))
+        answers += kept.get((ANSWERS, piece.start), partial(_answer, model, prompts[piece]))
+    return answers
+
+
+def _answer(model: Any, prompts: Sequence[Prompt]) -> list[tuple[str, list[int]]]:
+    responses = model.generate(prompts, max_new=ANSWER_TOKENS, mask=[[]] * len(prompts))
+    items = [
+        Item(p.id, p.set, p.text, r.marked or r.text, r.finish)
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    labels = [verdict.label for verdict in KeywordJudge().judge(items)]
+    return [(label, r.tokens[:DEPTH]) for label, r in zip(labels, responses, strict=True)]
