@@ -376,7 +376,7 @@ class Model:
                 trained = self.facts.n_ctx_train == self.n_ctx
                 raise InputError(
                     f"{name} is too long: {len(item.tokens)} tokens{extra}, the context holds {self.n_ctx} "
-                    f"(n_ctx {self.session.n_ctx}, the model was trained with {self.facts.n_ctx_train}); "
+                    f"(the model was trained with {self.facts.n_ctx_train}); "
                     "shorten the prompt" + ("" if trained else ", or raise n_ctx (--ctx)")
                 )
 

@@ -93,6 +93,21 @@ class PromptSet(Sequence[Prompt]):
         rows = [Row(source, f"prompt {number}", {"": text}) for number, text in enumerate(texts, start=1)]
         return cls(_prompts_of(Table(source, (), rows), set, None))
 
+    def limited(self, n: int | None) -> PromptSet:
+        """At most ``n`` prompts of each set (None: all), evenly spaced: twins of sets in one order stay together.
+
+        >>> PromptSet.of(["one", "two", "three", "four"]).limited(2).texts
+        ['one', 'three']
+        """
+        if n is None:
+            return self
+        kept: list[Prompt] = []
+        for name in dict.fromkeys(self.sets):
+            of_set = [prompt for prompt in self if prompt.set == name]
+            size = min(n, len(of_set))
+            kept += [of_set[i * len(of_set) // size] for i in range(size)]
+        return PromptSet(kept)
+
     @classmethod
     def concat(cls, parts: Iterable[PromptSet]) -> PromptSet:
         """All prompts of ``parts`` in order; default ids that would occur twice in a set are numbered on.

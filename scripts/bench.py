@@ -104,7 +104,17 @@ def build_stock(options: list[str]) -> Stock:
 
 def llama_bench(stock: Stock, model: Path, threads: int, gpu: bool, repeats: int) -> float:
     """Tokens a second of llama-bench's pp512, default flags: one prompt after another, one output each."""
-    command = [str(stock.folder / "llama-bench"), "-m", str(model), "-p", str(TOKENS), "-n", "0", "-r", str(repeats)]
+    command = [
+        str(stock.folder / "llama-bench"),
+        "-m",
+        str(model),
+        "-p",
+        str(TOKENS),
+        "-n",
+        "0",
+        "-r",
+        str(repeats),
+    ]
     command += ["-t", str(threads), "-ngl", "99" if gpu else "0", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -77,7 +77,18 @@ def decoding(batched_bench: Path, model: Path, ours: Ask, threads: int, rounds: 
 def stock_rate(batched_bench: Path, model: Path, n: int, threads: int) -> float:
     """Generated tokens a second of llama-batched-bench, its own default flags but for sizes and threads."""
     command = [str(batched_bench), "-m", str(model), "-c", str(n * (PROMPT_TOKENS + NEW)), "-b", "512"]
-    command += ["-ub", "512", "-npp", str(PROMPT_TOKENS), "-ntg", str(NEW), "-npl", str(n), "-t", str(threads)]
+    command += [
+        "-ub",
+        "512",
+        "-npp",
+        str(PROMPT_TOKENS),
+        "-ntg",
+        str(NEW),
+        "-npl",
+        str(n),
+        "-t",
+        str(threads),
+    ]
     done = subprocess.run([*command, "--output-format", "jsonl"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

@@ -248,6 +248,12 @@ def test_without_a_mask_only_the_columns_before(planted: safex.Model) -> None:
     assert "No mask was given" in evaluation.conclusion
 
 
+def test_a_limit_keeps_twins_together(planted: safex.Model) -> None:
+    found = safex.evaluate(planted, limit=3, max_new=4)
+    assert found.parameters["prompts"] == {"regular": 3, "jailbreak": 3, "benign": 3}
+    assert found.results["keyword"]["jailbreak"]["twins"]
+
+
 def test_one_set_is_enough(planted: safex.Model) -> None:
     found = small(planted, controls=("uniform",)).results["keyword"]
     regular = PromptSet(p for p in part(8) if p.set == "regular")

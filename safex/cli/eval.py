@@ -69,13 +69,18 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         help="zero = output times --gain; reroute = can't be selected; force = always selected (default zero)",
     )
     add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
-    add("--phase", choices=PHASES, default="both", help="where the mask acts (default both)")
+    add(
+        "--phase",
+        choices=PHASES,
+        default="both",
+        help="where the mask acts: on the prompt's tokens, the answer's, or both (default both)",
+    )
     add(
         "--controls",
         type=not_negative,
         default=20,
         metavar="N",
-        help="control masks of each drawn kind, 0 for none (default 20)",
+        help="random masks of each kind to compare with, 0 for none (default 20)",
     )
     add(
         "--control-kinds",
@@ -88,7 +93,11 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         default="regular",
         help="sets that controls are run on (default regular)",
     )
-    add("--profile", metavar="FILE", help="profile that gives the activation for controls (default: counted)")
+    add(
+        "--profile",
+        metavar="FILE",
+        help="a profile that says how often experts are selected (default: counted on the regular prompts)",
+    )
 
 
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +110,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         "contain; may be repeated (default: the sets that ship with safex-native)",
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
     add(
         "--judge",
         action="append",
@@ -108,7 +118,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL; may be repeated (default keyword)",
     )
     add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
-    add("--samples", type=positive, default=1, metavar="N", help="answers a prompt (default 1)")
+    add("--samples", type=positive, default=1, metavar="N", help="answers to each prompt (default 1)")
     add(
         "--temperature",
         type=float,
@@ -117,7 +127,13 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         help="0 = always the likeliest token (default 0)",
     )
     add("--top-p", type=share, default=1.0, metavar="P", help="draw from the likeliest tokens (default 1)")
-    add("--seed", type=not_negative, default=0, metavar="N", help="of draws and samples (default 0)")
+    add(
+        "--seed",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same draws (default 0)",
+    )
     add(
         "--text", metavar="FILE", help="harmless text for perplexity and divergence (default: one that ships)"
     )
@@ -257,6 +273,7 @@ def evaluate(
                 text=args.text,
                 profile=profile,
                 comply=marks,
+                limit=args.limit,
                 progress=steps.running,
             )
 

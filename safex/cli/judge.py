@@ -42,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="OUT", help="write the answers with all verdicts (default: only print)")
     add("--force", action="store_true", help="replace OUT if it exists")
     add("--model", metavar="MODEL", help=f"for logit: {MODEL_HELP}")
-    add("--timeout", type=positive, default=60, metavar="S", help="for openai: seconds a reply (default 60)")
+    add(
+        "--timeout",
+        type=positive,
+        default=60,
+        metavar="S",
+        help="for openai: seconds to wait for a reply (default 60)",
+    )
     add(
         "--retries",
         type=positive,

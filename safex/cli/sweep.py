@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     out = Output(args)
     check_usage(args)
     experts = read_experts(args)
-    prompts = limited(load_prompts(args), args.limit)
+    prompts = load_prompts(args).limited(args.limit)
     to_join, output, joined = check_files(args)
     found = check_output(output, args.resume, args.force)
     say_resumed(out, args, output, found)
@@ -211,20 +211,6 @@ def read_experts(args: argparse.Namespace) -> list[Expert] | None:
     from safex.expert_set import parse_experts
 
     return parse_experts(args.experts) if args.experts else None
-
-
-def limited(prompts: PromptSet, limit: int | None) -> PromptSet:
-    """At most ``limit`` prompts of each set, evenly spaced, so that twins of sets in one order stay together."""
-    from safex.prompts import PromptSet
-
-    if limit is None:
-        return prompts
-    kept = []
-    for name in dict.fromkeys(prompts.sets):
-        of_set = [prompt for prompt in prompts if prompt.set == name]
-        n = min(limit, len(of_set))
-        kept += [of_set[i * len(of_set) // n] for i in range(n)]
-    return PromptSet(kept)
 
 
 def check_files(args: argparse.Namespace) -> tuple[ExpertSet | None, Path, Path | None]:

@@ -50,6 +50,7 @@ def evaluate(
     text: str | os.PathLike[str] | None = None,
     profile: Profile | None = None,
     comply: Marks | None = None,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Refusal before and after masking ``experts``, under jailbreak and on benign prompts, with control masks.
@@ -58,7 +59,8 @@ def evaluate(
     ``experts`` only the columns before are made. ``controls`` are kinds of ``safex.control_masks``, ``draws`` masks of
     each drawn kind, run on the sets ``control_sets``; ``profile`` gives the activation that they are matched by
     (None: counted on the regular prompts). All masks share batches. ``comply`` says by (set, prompt) which texts
-    real compliance must contain. With ``output`` every answer is kept in a responses file as it comes, ``resume``
+    real compliance must contain. ``limit`` takes at most so many prompts of each set,
+    evenly spaced. With ``output`` every answer is kept in a responses file as it comes, ``resume``
     goes on with it and ``force`` replaces it. ``utility`` measures perplexity and divergence on the file ``text``
     (None: the text that ships). ``progress(what, done, total)``. The same seed gives the same result.
 
@@ -76,7 +78,7 @@ def evaluate(
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
     is_demo = model.path.parent == model_file.DATA
-    chosen = _prompts(prompts, is_demo)
+    chosen = _prompts(prompts, is_demo).limited(limit)
     windows = _windows(model, text) if utility and experts is not None else None
     made = _judges(model, judges)
     plan = make_plan(model, chosen, experts, settings, controls, draws, control_sets, profile)
