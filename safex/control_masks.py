@@ -38,6 +38,10 @@ _TRIES = 50  # draws for each mask asked for, before giving up on finding anothe
 SIDES = ("low", "high", "both")
 
 
+class NoRoomError(InputError):
+    """The experts left for a control are too few."""
+
+
 @dataclass(frozen=True)
 class _Frame:
     """The real mask within its model."""
@@ -46,10 +50,11 @@ class _Frame:
     layers: list[int]
     n_experts: int
     activation: Activation | None
+    excluded: frozenset[Expert] = frozenset()
 
     def free(self, layer: int) -> list[Expert]:
-        """The layer's experts outside of the mask."""
-        taken = set(self.mask)
+        """The layer's experts that a control may have."""
+        taken = self.excluded.union(self.mask)
         return [e for e in (Expert(layer, k) for k in range(self.n_experts)) if e not in taken]
 
     def by_layer(self) -> dict[int, int]:
@@ -71,6 +76,7 @@ def draw_controls(
     n: int = 20,
     seed: int = 0,
     activation: npt.ArrayLike | None = None,
+    exclude: Sequence[ExpertLike] = (),
 ) -> dict[str, list[list[Expert]]]:
     """Control masks of each kind for the mask ``experts`` of a model with these MoE ``layers``.
 
@@ -82,12 +88,13 @@ def draw_controls(
     its own has none left): the nearest in activation half the time, the next a quarter, and so on (ties in random
     order). Nothing matches an expert much busier than all others: compare ``activation_of``.
 
-    Raises InputError for a mask that the model can't hold, an unknown kind, or too few experts outside of the mask.
+    Raises InputError for a mask that the model can't hold or an unknown kind, NoRoomError (an InputError) where too few
+    experts are left.
 
     >>> draw_controls(["0:1", "1:0"], layers=[0, 1], n_experts=2, kinds=["layer"])
     {'layer': [[Expert(layer=0, expert=0), Expert(layer=1, expert=1)]]}
     """
-    frame = _frame(experts, layers, n_experts, activation)
+    frame = _frame(experts, layers, n_experts, activation, exclude)
     if n < 1:
         raise InputError(f"{n} control masks were asked for, expected at least 1")
     controls = {}
@@ -206,8 +213,22 @@ def _sorted(experts: Iterator[Expert] | Sequence[Expert]) -> Mask:
 # --- input
 
 
+def check_mask(
+    experts: Sequence[ExpertLike],
+    layers: Sequence[int],
+    n_experts: int,
+    activation: npt.ArrayLike | None = None,
+) -> None:
+    """Refuse a mask that the model can't hold, or activation of another shape. Raises InputError."""
+    _frame(experts, layers, n_experts, activation)
+
+
 def _frame(
-    experts: Sequence[ExpertLike], layers: Sequence[int], n_experts: int, activation: npt.ArrayLike | None
+    experts: Sequence[ExpertLike],
+    layers: Sequence[int],
+    n_experts: int,
+    activation: npt.ArrayLike | None,
+    exclude: Sequence[ExpertLike] = (),
 ) -> _Frame:
     mask = [to_expert(expert) for expert in experts]
     if not mask:
@@ -220,7 +241,7 @@ def _frame(
             f"activation has shape {list(values.shape)}, expected finite numbers [{len(layers)}, {n_experts}]: "
             "one for each expert of this model"
         )
-    return _Frame(mask, list(layers), n_experts, values)
+    return _Frame(mask, list(layers), n_experts, values, frozenset(map(to_expert, exclude)))
 
 
 def _kinds(kinds: Sequence[str] | None, frame: _Frame) -> list[str]:
@@ -238,19 +259,19 @@ def _kinds(kinds: Sequence[str] | None, frame: _Frame) -> list[str]:
 
 
 def _check_room(frame: _Frame, kind: str) -> None:
-    sizes = frame.by_layer()
     if kind in WITHIN_LAYERS:
-        for layer, size in sizes.items():
-            if 2 * size > frame.n_experts:
-                raise InputError(
+        for layer, size in frame.by_layer().items():
+            left = len(frame.free(layer))
+            if left < size:
+                raise NoRoomError(
                     f"control kind {kind!r}: the mask holds {size} of the {frame.n_experts} experts in layer {layer}, "
-                    f"{frame.n_experts - size} are left for a control: mask fewer, or leave this kind out"
+                    f"{left} are left for a control: mask fewer, or leave this kind out"
                 )
-    total = len(frame.layers) * frame.n_experts
-    if 2 * len(frame.mask) > total:
-        raise InputError(
-            f"control kind {kind!r}: the mask holds {len(frame.mask)} of the model's {total} experts, "
-            f"{total - len(frame.mask)} are left for a control: mask fewer"
+    left = sum(len(frame.free(layer)) for layer in frame.layers)
+    if left < len(frame.mask):
+        raise NoRoomError(
+            f"control kind {kind!r}: the mask holds {len(frame.mask)} of the model's "
+            f"{len(frame.layers) * frame.n_experts} experts, {left} are left for a control: mask fewer"
         )
 
 

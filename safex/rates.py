@@ -1,4 +1,4 @@
-"""Rates and their differences with intervals, exact tests, AUC, and what repeated samples of a prompt change.
+"""Rates and their differences with intervals, exact tests, and what repeated samples of a prompt change.
 
 Everything is a share from 0 to 1 (a difference: -1 to 1; times 100 it is in points), intervals are two-sided. What
 can't be estimated because there is no data is None. The methods were chosen by the coverage of their 95 % intervals.
@@ -24,7 +24,7 @@ DeLong alone (0.64 near 1 with ties and unequal groups), Newcombe's AUC alone (0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -69,7 +69,7 @@ def wilson(hits: float, total: float, confidence: float = CONFIDENCE) -> Estimat
         raise InputError(f"a rate of {hits} in {total}: expected 0 <= hits <= total")
     if not total:
         return None
-    z2 = _z(confidence) ** 2
+    z2 = normal_quantile(confidence) ** 2
     middle = (hits + z2 / 2) / (total + z2)
     half = math.sqrt(z2 * (hits * (total - hits) / total + z2 / 4)) / (total + z2)
     low = 0.0 if hits == 0 else middle - half
@@ -101,7 +101,7 @@ def effective(values: Floats, clusters: Clusters) -> float:
     n = len(values)
     if clusters is None:
         return float(n)
-    numbers = _cluster_numbers(clusters, n)
+    numbers = cluster_numbers(clusters, n)
     sizes = np.bincount(numbers).astype(np.float64)
     least = n**2 / float((sizes**2).sum())
     independent = float(values.var()) / n
@@ -138,7 +138,7 @@ def by_category(
 ) -> list[dict[str, Any]]:
     """``three_way`` for each category, in order of appearance, with its name as ``category``."""
     return [
-        {"category": name, **three_way([verdicts[i] for i in rows], _part(clusters, rows))}
+        {"category": name, **three_way([verdicts[i] for i in rows], part_of(clusters, rows))}
         for name, rows in _by_name(categories, len(verdicts)).items()
     ]
 
@@ -218,12 +218,13 @@ def tango(gained: float, lost: float, total: float, confidence: float = CONFIDEN
         q = (math.sqrt(max(0.0, b**2 + 8 * total * lost * d * (1 - d))) - b) / (4 * total)
         return (gained - lost - total * d) / math.sqrt(max(1e-300, total * (2 * q + d * (1 - d))))
 
-    value, z = max(-1.0, min(1.0, (gained - lost) / total)), _z(confidence)
-    low = _where_it_falls(lambda d: score(d) > z, -1.0, value)
-    return Estimate(value, low, _where_it_falls(lambda d: score(d) > -z, value, 1.0))
+    value, z = max(-1.0, min(1.0, (gained - lost) / total)), normal_quantile(confidence)
+    low = where_it_falls(lambda d: score(d) > z, -1.0, value)
+    return Estimate(value, low, where_it_falls(lambda d: score(d) > -z, value, 1.0))
 
 
-def _where_it_falls(is_before: Callable[[float], bool], low: float, high: float) -> float:
+def where_it_falls(is_before: Callable[[float], bool], low: float, high: float) -> float:
+    """Where a condition that holds at ``low`` stops to hold, to the last bit."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if is_before(middle) else (low, middle)
@@ -251,7 +252,7 @@ def sign_flip_p(change: npt.ArrayLike, clusters: Clusters = None) -> float:
     0.625
     """
     values = np.asarray(change, np.int64)
-    numbers = np.arange(len(values)) if clusters is None else _cluster_numbers(clusters, len(values))
+    numbers = np.arange(len(values)) if clusters is None else cluster_numbers(clusters, len(values))
     sums = np.abs(np.bincount(numbers, values).astype(np.int64)) if len(values) else values
     observed, reach = abs(int(values.sum())), int(sums.sum())
     chance = np.zeros(2 * reach + 1)  # of each sum from -reach to reach
@@ -272,7 +273,7 @@ def differences_by_category(
     rows = []
     for name, places in _by_name(categories, len(before)).items():
         first, second = ([side[i] for i in places] for side in (before, after))
-        found = paired_difference(first, second, _part(clusters, places))
+        found = paired_difference(first, second, part_of(clusters, places))
         rows += [] if found is None else [{"category": name, **found.to_json()}]
     corrected = holm([row["p_value"] for row in rows])
     return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
@@ -307,7 +308,7 @@ def cluster_bootstrap(
     too little there (0.66 at a rate of 0.99 with 80 prompts of 4 samples), and has no width where all responses agree.
     Raises InputError for fewer than two clusters, or where the statistic of a resample isn't finite.
     """
-    numbers = _cluster_numbers(clusters, len(clusters))
+    numbers = cluster_numbers(clusters, len(clusters))
     n = int(numbers.max()) + 1 if len(numbers) else 0
     if n < 2:
         raise InputError(f"a bootstrap needs at least two clusters, found {n}; give more prompts or text")
@@ -323,70 +324,11 @@ def cluster_bootstrap(
     return Estimate(float(statistic(np.arange(len(numbers)))), float(low), float(high))
 
 
-# --- ranking
-
-
-def auc(scores: npt.ArrayLike, labels: npt.ArrayLike, confidence: float = CONFIDENCE) -> Estimate | None:
-    """Chance that a row with a true label has a higher score than one with a false label (ties count half).
-
-    The interval holds those of DeLong (1988) on the logit scale and of Newcombe (2006, method 5): the first fails near
-    1 and in small groups, the second where the groups spread unequally. None where a label never occurs.
-
-    >>> auc([0.1, 0.4, 0.35, 0.8], [False, False, True, True]).value
-    0.75
-    """
-    values, truth = np.asarray(scores, np.float64), np.asarray(labels, bool)
-    if values.ndim != 1 or values.shape != truth.shape or np.isnan(values).any():
-        raise InputError("scores and labels: expected two lists of the same length, scores without NaN")
-    if truth.all() or not truth.any():
-        return None
-    above, below = _placements(values[truth], values[~truth])
-    value = float(above.mean())
-    low, high = _newcombe_5(value, len(above), len(below), confidence)
-    delong = _delong(value, above, below, confidence)
-    return Estimate(value, min(low, delong[0]), max(high, delong[1]))
-
-
-def _placements(true: Floats, false: Floats) -> tuple[Floats, Floats]:
-    """Share of the other group that each true score is above [m], and that each false one is below [n]."""
-    return _share_below(true, false), 1 - _share_below(false, true)
-
-
-def _share_below(values: Floats, others: Floats) -> Floats:
-    ordered = np.sort(others)
-    twice = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
-    return np.asarray(twice / (2 * len(others)))
-
-
-def _delong(value: float, above: Floats, below: Floats, confidence: float) -> tuple[float, float]:
-    if not 0 < value < 1 or min(len(above), len(below)) < 2:
-        return value, value
-    variance = above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below)
-    half = _z(confidence) * math.sqrt(variance) / (value * (1 - value))
-    logit = math.log(value / (1 - value))
-    return _logistic(logit - half), _logistic(logit + half)
-
-
-def _newcombe_5(value: float, m: int, n: int, confidence: float) -> tuple[float, float]:
-    """Areas whose own Hanley-McNeil standard error (both groups of the mean size) doesn't exclude ``value``."""
-    z, others = _z(confidence), (m + n) / 2 - 1
-
-    def error(area: float) -> float:
-        spread = 1 + others * ((1 - area) / (2 - area) + area / (1 + area))
-        return math.sqrt(area * (1 - area) * spread / (m * n))
-
-    low = _where_it_falls(lambda area: value - area > z * error(area), 0.0, value)
-    return low, _where_it_falls(lambda area: area - value < z * error(area), value, 1.0)
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
 # --- input
 
 
-def _z(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """How many standard errors a two-sided interval reaches. Raises InputError for no share between 0 and 1."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}, expected a share between 0 and 1 such as 0.95")
     return float(stats.norm.ppf((1 + confidence) / 2))
@@ -399,7 +341,8 @@ def _numbers(hits: Sequence[bool], what: str) -> Floats:
     return values
 
 
-def _cluster_numbers(clusters: Sequence[Hashable], n: int) -> Rows:
+def cluster_numbers(clusters: Sequence[Hashable], n: int) -> Rows:
+    """Clusters numbered in order of appearance. Raises InputError where there isn't one for each of ``n`` responses."""
     if len(clusters) != n:
         raise InputError(f"{len(clusters)} cluster names for {n} responses: expected one each")
     seen: dict[Hashable, int] = {}
@@ -415,5 +358,6 @@ def _by_name(names: Sequence[str | None], n: int) -> dict[str | None, list[int]]
     return rows
 
 
-def _part(clusters: Clusters, rows: Sequence[int]) -> Clusters:
+def part_of(clusters: Clusters, rows: Iterable[int]) -> Clusters:
+    """The clusters of some rows."""
     return None if clusters is None else [clusters[i] for i in rows]

@@ -45,7 +45,7 @@ def report(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("quant", bench_model.QUANTS)
 def test_the_model_loads_and_profiles(tmp_path: Path, quant: str) -> None:
-    shape = dataclasses.replace(TINY, width=256, expert_width=256) if quant == "q4_k" else TINY
+    shape = dataclasses.replace(TINY, width=256, expert_width=256, heads=4) if quant == "q4_k" else TINY
     path = bench_model.write(tmp_path / "tiny.gguf", shape, quant)
     with safex.Model(path, n_threads=1) as model:
         assert (model.layers, model.n_experts, model.top_k) == ([0, 1], shape.experts, shape.top_k)

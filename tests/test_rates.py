@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from safex import InputError, rates
+from safex import InputError, ranking, rates
 
 Z = stats.norm.ppf(0.975)
 Case = tuple[Any, ...]
@@ -136,7 +136,7 @@ def test_auc_value_and_delong_variance() -> None:
             rng.integers(0, 9, m + n) + np.repeat([1.5, 0], [m, n]),
             np.repeat([True, False], [m, n]),
         )
-        found = rates.auc(scores, labels)
+        found = ranking.auc(scores, labels)
         assert found is not None and found.value == pytest.approx(metrics.roc_auc_score(labels, scores))
         assert found.low <= found.value <= found.high
         wins = np.sign(scores[:m, None] - scores[None, m:]) / 2 + 0.5
@@ -151,11 +151,11 @@ def test_auc_value_and_delong_variance() -> None:
 
 
 def test_auc_at_its_ends() -> None:
-    found = rates.auc([1, 2, 3, 4, 5, 6], [False] * 3 + [True] * 3)
+    found = ranking.auc([1, 2, 3, 4, 5, 6], [False] * 3 + [True] * 3)
     assert found is not None and found.value == found.high == 1 and 0.4 < found.low < 0.8
-    assert rates.auc([1, 2], [True, True]) is None
+    assert ranking.auc([1, 2], [True, True]) is None
     with pytest.raises(InputError, match="same length"):
-        rates.auc([1, 2, 3], [True, False])
+        ranking.auc([1, 2, 3], [True, False])
 
 
 # --- clusters
@@ -243,7 +243,7 @@ def test_nothing_to_estimate_is_none() -> None:
         (lambda: rates.by_category(["refuse"], []), "0 categories for 1"),
         (lambda: rates.cluster_bootstrap(lambda rows: 0.0, ["a", "a"]), "two clusters, found 1"),
         (lambda: rates.cluster_bootstrap(lambda rows: math.nan, ["a", "b"]), "not a finite number"),
-        (lambda: rates.auc([math.nan, 1], [True, False]), "without NaN"),
+        (lambda: ranking.auc([math.nan, 1], [True, False]), "without NaN"),
     ],
 )
 def test_bad_input_is_one_clear_line(call: Callable[[], object], message: str) -> None:
@@ -303,7 +303,7 @@ def auc_coverage(case: Case, draws: int, rng: np.random.Generator) -> float:
     shift = stats.norm.ppf(area) * math.hypot(1, spread)
     labels = np.repeat([True, False], [m, n])
     groups = ((rng.normal(shift, spread, m), rng.normal(0, 1, n)) for _ in range(draws // 10))
-    return share_holding(area, (rates.auc(np.concatenate(both), labels) for both in groups))
+    return share_holding(area, (ranking.auc(np.concatenate(both), labels) for both in groups))
 
 
 def share_holding(truth: float, estimates: Iterator[rates.Estimate | None]) -> float:

@@ -81,7 +81,8 @@ def stock_tree() -> Path:
 def local_tree(stock_tree: Path, tmp_path: Path) -> Path:
     """A tree of the user's: only what the patch touches and a little more, so that copies are quick."""
     local = tmp_path / "llama.cpp"
-    for name in ("src", "include", "ggml/src/CMakeLists.txt", "LICENSE"):
+    touched = [name for name in upstream.read_pin().files if not name.startswith("src/")]
+    for name in ("src", "include", "LICENSE", *touched):
         source, target = stock_tree / name, local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
