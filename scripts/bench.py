@@ -336,7 +336,13 @@ def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
     """Answers, decoding and sweep, on the bench model and on the demo."""
     from safex.model_file import resolve
 
-    sizes = bench_eval.Sizes() if plan.prompts > 2 else bench_eval.Sizes(16, 6, 100, plan.rounds)
+    quick = plan.prompts <= 2
+    sizes = {
+        "demo": bench_eval.Sizes(rounds=plan.rounds),
+        "bench model": bench_eval.Sizes(
+            prompts=8 if quick else 32, one_by_one=4 if quick else 12, rounds=plan.rounds
+        ),
+    }
     models = {"demo": resolve("demo"), "bench model": plan.model}
     rows = []
     for name, model in models.items():
@@ -345,12 +351,12 @@ def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
             Worker(bench_eval.worker("one", model, plan.threads, stock.folder)),
         ]
         try:
-            rows.append(bench_eval.answers(name, sides[0].ask, sides[1].ask, sizes, 3.0))
+            rows.append(bench_eval.answers(name, sides[0].ask, sides[1].ask, sizes[name], 3.0))
             if name == "demo":
-                rows += bench_eval.sweeping(sides[0].ask, sizes)
+                rows += bench_eval.sweeping(sides[0].ask, sizes[name])
             else:
                 batched = stock.folder / "llama-batched-bench"
-                rows += bench_eval.decoding(batched, model, sides[0].ask, plan.threads, sizes.rounds)
+                rows += bench_eval.decoding(batched, model, sides[0].ask, plan.threads, plan.rounds)
         finally:
             for side in sides:
                 side.close()
