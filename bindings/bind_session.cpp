@@ -90,12 +90,34 @@ nb::dict to_dict(safex::Result && result, const safex::RunOptions & options, con
     if (options.routes) {
         dict["routes"] = routes(result.routes, facts.routers);
     }
+    if (options.capture) {
+        const size_t n_experts = options.capture->experts.size();
+        const size_t n_embd    = result.features.size() / n_experts;
+        dict["features"]       = to_numpy<float, 2>(std::move(result.features), {n_experts, n_embd});
+        dict["n_pooled"]       = to_numpy<uint32_t, 1>(std::move(result.n_pooled), {n_experts});
+    }
     if (options.logits) {
         const auto n_vocab  = static_cast<size_t>(facts.n_vocab);
         const auto n_tokens = result.logits.size() / n_vocab;
         dict["logits"]      = to_numpy<float, 2>(std::move(result.logits), {n_tokens, n_vocab});
     }
     return dict;
+}
+
+// (list of (layer, expert), forced, last, phase)
+std::optional<safex::Capture> to_capture(const nb::object & capture) {
+    if (capture.is_none()) {
+        return std::nullopt;
+    }
+    safex::Capture result;
+    result.experts   = nb::cast<std::vector<std::pair<int, int>>>(capture[0]);
+    result.forced    = nb::cast<bool>(capture[1]);
+    result.last      = nb::cast<bool>(capture[2]);
+    const auto phase = nb::cast<std::string>(capture[3]);
+    result.phase     = phase == "suffix"     ? safex::Phase::suffix
+                       : phase == "response" ? safex::Phase::response
+                                             : safex::Phase::prompt;
+    return result;
 }
 
 safex::MaskMode mask_mode(const std::string & name) {
@@ -160,7 +182,8 @@ bool tick_python(const nb::object & tick, uint64_t n_done, std::optional<nb::pyt
 
 void run(safex::Session & session, const nb::list & requests, const nb::list & masks, const nb::object & on_result,
          const nb::object & tick, bool with_statistics, bool with_routes, bool with_logits,
-         const std::vector<int32_t> & targets, const std::vector<std::string> & stop, bool share_prefixes) {
+         const std::vector<int32_t> & targets, const std::vector<std::string> & stop, bool share_prefixes,
+         const nb::object & capture) {
     const std::vector<safex::Request> native_requests = to_requests(requests);
     std::optional<nb::python_error>   raised;
     safex::RunOptions                 options;
@@ -171,6 +194,7 @@ void run(safex::Session & session, const nb::list & requests, const nb::list & m
     options.targets        = targets;
     options.stop           = stop;
     options.share_prefixes = share_prefixes;
+    options.capture        = to_capture(capture);
     options.tick           = [&](uint64_t n_done) { return tick_python(tick, n_done, raised); };
     const auto deliver     = [&](size_t index, safex::Result && result) {
         const nb::gil_scoped_acquire acquire;
@@ -271,5 +295,5 @@ void bind_session(nb::module_ & m) {
         .def("detokenize", &detokenize, "tokens"_a, "special"_a)
         .def("run", &run, "requests"_a, "masks"_a, "on_result"_a, "tick"_a.none(), "statistics"_a = false,
              "routes"_a = false, "logits"_a = false, "targets"_a = std::vector<int32_t>(),
-             "stop"_a = std::vector<std::string>(), "share_prefixes"_a = true);
+             "stop"_a = std::vector<std::string>(), "share_prefixes"_a = true, "capture"_a = nb::none());
 }

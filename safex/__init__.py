@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .expert_set import ExpertSet
     from .experts import Expert
+    from .features import Features
     from .judges import make as make_judge
     from .model import Model, Response, Route
+    from .probing import Probing, probe
     from .profile import Profile
     from .prompts import Prompt, PromptSet
     from .report import write_report
@@ -29,8 +31,10 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "Evaluation": "evaluation",
     "Expert": "experts",
     "ExpertSet": "expert_set",
+    "Features": "features",
     "InputError": "errors",
     "Model": "model",
+    "Probing": "probing",
     "Profile": "profile",
     "Prompt": "prompts",
     "PromptSet": "prompts",
@@ -43,6 +47,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "evaluate": "evaluation",
     "identify": "ses",
     "make_judge": "judges:make",
+    "probe": "probing",
     "sweep": "attribution",
     "write_report": "report",
 }
@@ -54,8 +59,10 @@ __all__ = [
     "Evaluation",
     "Expert",
     "ExpertSet",
+    "Features",
     "InputError",
     "Model",
+    "Probing",
     "Profile",
     "Prompt",
     "PromptSet",
@@ -69,6 +76,7 @@ __all__ = [
     "evaluate",
     "identify",
     "make_judge",
+    "probe",
     "sweep",
     "write_report",
 ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from . import library, model_file
 from .chat import ChatTemplate, common_tail
 from .errors import InputError
+from .expert_set import ExpertSet
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
 from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
 from .generation import Response as Response
@@ -26,9 +27,14 @@ from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
 
+if TYPE_CHECKING:
+    from .features import Features
+    from .roster import Roster
+
 Tokens: TypeAlias = Sequence[int]
 Prompts: TypeAlias = "PromptSet | Sequence[str] | Sequence[Tokens]"
 Counter: TypeAlias = Callable[[int], None]
+NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, bool, str]  # experts, forced, last, phase
 NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
@@ -344,6 +350,72 @@ class Model:
             force=force,
             progress=progress,
         )
+
+    def dump(
+        self,
+        experts: ExpertList | ExpertSet | Roster,
+        prompts: Prompts,
+        routing: str = "forced",
+        pool: str = "mean",
+        phase: str = "prompt",
+        max_new: int = 64,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Features:
+        """Features for ``probe``: outputs of experts, before the gate weight, pooled over each prompt's tokens.
+
+        ``routing`` "forced" sends every token through each expert, beside the model's own routing and without
+        disturbing it (what the paper's script does); "natural" takes the tokens that selected the expert, and a
+        prompt without any is missing. ``pool``: "mean" or "last" token of ``phase`` ("prompt", "suffix", or
+        "response": answers of up to ``max_new`` tokens are generated then). ``experts``: a list, an expert set (its
+        groups), or a roster with controls. With ``output`` each prompt is kept as it finishes, as in ``profile``.
+
+        Raises, before anything is computed, InputError for experts that the model lacks, unknown settings and prompts
+        that are too long, UnsupportedError for dense models and Llama-4, whose gate weight acts on the input.
+
+        >>> with Model("demo") as model:
+        ...     model.dump(["0:1", "3:2"], ["How do I bake bread?"]).of("3:2").shape
+        (1, 128)
+        """
+        from .dumping import as_roster, dump_experts
+
+        self.require_experts()
+        roster = as_roster(experts)
+        ExpertSet({"experts": [e._asdict() for e in roster.experts]}).check_model(
+            self.layers, self.n_experts, "the model"
+        )
+        return dump_experts(
+            self,
+            roster,
+            as_prompt_set(prompts),
+            prompts,
+            routing=routing,
+            pool=pool,
+            phase=phase,
+            max_new=max_new,
+            output=output,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
+
+    def stream_features(
+        self,
+        encoded: Sequence[Encoded],
+        capture: NativeCapture,
+        max_new: int,
+        deliver: Callable[[int, Any], None],
+        on_tokens: Counter,
+    ) -> None:
+        """Run encoded prompts and hand over each one's (n_tokens, features), by its index, as soon as it is done."""
+
+        def on_result(index: int, result: dict[str, Any]) -> None:
+            deliver(index, (result["n_pooled"], result["features"]))
+
+        requests = [_request(item, (0, 0), max_new) for item in encoded]
+        self._run(requests, [], on_result, on_tokens, capture=capture)
 
     def stream_statistics(
         self,

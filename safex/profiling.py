@@ -1,4 +1,4 @@
-"""Running a profile: prompts in windows through the model, each one's statistics kept when it is done."""
+"""Running a profile: prompts in windows through the model, what comes of each kept when it is done (dumps too)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ PhaseOfPrompt: TypeAlias = tuple[
 ]
 Phases: TypeAlias = dict[str, PhaseOfPrompt]
 Progress: TypeAlias = Callable[[int, int, int], None]
+# Encoded prompts, what to do with each one's result, and whom to tell the tokens processed.
+RunWindow: TypeAlias = Callable[[Sequence[Any], Callable[[int, Any], None], Callable[[int], None]], None]
 
 # Prompts handed to the session at once: enough to fill ubatches well, few enough to keep memory flat.
 WINDOW = 1024
@@ -38,8 +40,8 @@ class Sink(Protocol):
     def done(self) -> set[int]:
         """Indices of the prompts that need not be run again."""
 
-    def append(self, index: int, phases: Phases) -> None:
-        """Keep one prompt."""
+    def append(self, index: int, result: Any, /) -> None:
+        """Keep what came of one prompt."""
 
 
 class MemorySink:
@@ -88,13 +90,19 @@ def profile_prompts(
     table = PromptTable.build(prompts.sets, prompts.ids, prompts.pairs, prompts.categories, texts_hash)
     phases = ("prompt", "suffix", "response") if max_new else ("prompt", "suffix")
     meta = provenance(model, table, max_new)
+
+    def run(
+        encoded: Sequence[Any], deliver: Callable[[int, Phases], None], on_tokens: Callable[[int], None]
+    ) -> None:
+        model.stream_statistics(encoded, max_new, deliver, on_tokens)
+
     if output is None:
         memory = MemorySink(phases, len(prompts), routers)
-        run_windows(model, inputs, max_new, memory, progress)
+        run_windows(model, inputs, run, memory, progress)
         return Profile(memory.arrays, routers, table, meta)
     settings = (meta, routers.layers, routers.n_experts, routers.top_k, table, phases)
     with ProfileWriter(output, *settings, resume=resume, force=force) as writer:
-        run_windows(model, inputs, max_new, writer, progress)
+        run_windows(model, inputs, run, writer, progress)
         return Profile.load(writer.finish())
 
 
@@ -111,9 +119,9 @@ def provenance(model: Model, table: PromptTable, max_new: int) -> dict[str, Any]
 
 
 def run_windows(
-    model: Model, inputs: Sequence[Any], max_new: int, sink: Sink, progress: Progress | None
+    model: Model, inputs: Sequence[Any], run: RunWindow, sink: Sink, progress: Progress | None
 ) -> None:
-    """Run what the sink has not got yet."""
+    """``run`` what the sink has not got yet."""
     left = [index for index in range(len(inputs)) if index not in sink.done]
     n_tokens = in_window = 0
 
@@ -127,15 +135,15 @@ def run_windows(
     for start in range(0, len(left), WINDOW):
         window = left[start : start + WINDOW]
         encoded = [model.encode(inputs[index]) for index in window]
-        model.stream_statistics(encoded, max_new, _into(sink, window), report)
+        run(encoded, _into(sink, window), report)
         n_tokens += in_window
         in_window = 0
     report(0)
 
 
-def _into(sink: Sink, window: Sequence[int]) -> Callable[[int, Phases], None]:
+def _into(sink: Sink, window: Sequence[int]) -> Callable[[int, Any], None]:
     """Append by place in the window."""
-    return lambda place, phases: sink.append(window[place], phases)
+    return lambda place, result: sink.append(window[place], result)
 
 
 def check_all_lengths(model: Model, inputs: Sequence[Any], max_new: int) -> None:

@@ -13,7 +13,7 @@ paired difference                  Tango (1998)                                 
 unpaired difference                Newcombe (1998), square-and-add                    18     0.914 to 0.992    0.949
 rate, several samples a prompt     Wilson, effective number                           12     0.921 to 0.969    0.943
 paired difference, likewise        Tango, effective number                            18     0.931 to 0.967    0.952
-AUC                                hull of DeLong (1988) and Newcombe (2006)          48     0.938 to 0.998    0.970
+AUC (``safex.ranking``)            hull of DeLong (1988) and Newcombe (2006)          48     0.938 to 0.998    0.970
 =================================  =================================================  =====  ================  =====
 
 Looked at and left: Newcombe's paired interval (0.912 where a mask takes a rate from 0.99 to 0.02, n = 80 or less; Tango

@@ -41,6 +41,19 @@ def check_kind(value: Any, mark: str, version: int, what: str) -> None:
         raise InputError(f"has schema version {found}, expected {version}: use the version that wrote it")
 
 
+def checked_parts(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of parsed JSON that ``default`` has too, each of its type (any, where that is None). Raises InputError.
+
+    >>> checked_parts({"rows": [1], "more": 2}, {"rows": [], "note": ""})
+    {'rows': [1]}
+    """
+    parts = {name: value[name] for name in default if name in value}
+    for name, part in parts.items():
+        if default[name] is not None and not isinstance(part, type(default[name])):
+            raise InputError(f"{name!r} is {type(part).__name__}, expected {type(default[name]).__name__}")
+    return parts
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write through a temporary file; the same value gives the same bytes. Raises DiskError, InputError."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"

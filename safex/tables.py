@@ -39,6 +39,7 @@ PROFILE_TABLES = ("activation", "prompts")
 # Columns of whole numbers; every other number is a float, also where a file happens to say 1 and not 1.0.
 INTEGERS = frozenset(
     {"layer", "expert", "position", "at", "stable", "permutations", "observed", "splits", "undefined"}
+    | {"n", "n_controls", "as_good", "draw"}
     | {"k", "cluster", "size", "prompts", "n_a", "n_b", "n_stayed", "n_entered", "n_left"}
 )
 
@@ -156,7 +157,7 @@ def expert_set_tables(experts: ExpertSet) -> Tables:
     another layout than ``identify`` writes.
     """
     clusters, controls = experts.clusters or {}, experts.controls
-    tables = _make(
+    tables = make_tables(
         {
             "groups": lambda: _group_rows(experts),
             "curves": lambda: _curve_rows(experts.curves),
@@ -248,7 +249,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> Tables:
     naming a part of another layout.
     """
     groups = comparison.get("groups")
-    return _make(
+    return make_tables(
         {
             "overall": lambda: comparison.get("overall", []),
             "per_layer": lambda: comparison.get("per_layer", []),
@@ -284,7 +285,8 @@ def _changes(name: str, entries: Iterable[Row]) -> Iterator[Row]:
 # --- rows to columns
 
 
-def _make(parts: Mapping[str, Callable[[], Iterable[Row]]], what: str) -> Tables:
+def make_tables(parts: Mapping[str, Callable[[], Iterable[Row]]], what: str) -> Tables:
+    """Tables of rows of nested plain values, those that have any; ``what`` the rows are of. Raises InputError."""
     tables = {}
     for name, rows in parts.items():
         try:

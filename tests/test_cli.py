@@ -87,7 +87,17 @@ def test_import_of_the_package_is_instant_and_its_names_load_on_first_use() -> N
 
 
 def test_main_help_lists_the_commands() -> None:
-    assert {"info", "profile", "identify", "eval", "judge", "sweep", "serve", "trace"} <= COMMANDS.keys()
+    assert {
+        "info",
+        "profile",
+        "identify",
+        "eval",
+        "judge",
+        "sweep",
+        "dump",
+        "probe",
+        "serve",
+    } <= COMMANDS.keys()
     done = cli("--help")
     assert done.code == 0
     assert all(f"  {name:<10}{text}" in done.out for name, text in COMMANDS.items())
@@ -113,7 +123,7 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, serve, trace",
+                "info, profile, identify, compare, report, eval, judge, sweep, probe, serve, trace",
             ],
         ),
         (["pofile", "demo"], ["no command 'pofile'", "did you mean profile?"]),

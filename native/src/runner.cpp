@@ -30,7 +30,7 @@ void append(RawRoutes & to, const RouteLog & log, size_t row, std::span<const Ro
 
 // A token that is computed for several requests has no statistics, routes or logits of its own in each.
 bool may_share(llama_context * context, const RunOptions & options) {
-    const bool everything_is_read = options.statistics || options.routes || options.logits;
+    const bool everything_is_read = options.statistics || options.routes || options.logits || options.capture;
     return options.share_prefixes && !everything_is_read && can_share_prefixes(context);
 }
 
@@ -54,7 +54,16 @@ Runner::Runner(llama_context * context, Tap & tap, const std::vector<Request> & 
       last_tick_(std::chrono::steady_clock::now()) {
     std::iota(free_sequences_.rbegin(), free_sequences_.rend(), 0);
     tap_.set_masks(options_.masks);
-    if (options_.statistics || options_.routes) {
+    if (options_.capture) {
+        for (const auto & [layer, _] : options_.capture->experts) {
+            const auto & routers = tap_.routers();
+            captured_routers_.push_back(static_cast<size_t>(
+                std::find_if(routers.begin(), routers.end(), [l = layer](const RouterFacts & r) { return r.layer == l; }) -
+                routers.begin()));
+        }
+        tap_.set_capture(*options_.capture, [this](const CaptureLog & log) { take_capture(log); });
+    }
+    if (options_.statistics || options_.routes || options_.capture) {
         tap_.set_log_handler([this](const RouteLog & log) { take_log(log); });
     }
     llama_set_abort_callback(context_, tick_within, this);
@@ -63,6 +72,7 @@ Runner::Runner(llama_context * context, Tap & tap, const std::vector<Request> & 
 Runner::~Runner() {
     llama_set_abort_callback(context_, nullptr, nullptr);
     tap_.set_log_handler({});
+    tap_.set_capture({}, {});
     tap_.set_masks({});
     llama_memory_clear(llama_get_memory(context_), false);
     llama_batch_free(batch_);
@@ -205,7 +215,40 @@ void Runner::add_token(Active & active, int32_t token, size_t position, bool out
     slots_.push_back({&active, position, output ? static_cast<int>(n_outputs_++) : -1});
 }
 
+// Pooled for the last token alone, each token of a response takes the place of the one before it.
+bool Runner::is_captured(const Slot & slot) {
+    const Capture & capture     = *options_.capture;
+    const size_t    prompt_ends = n_prompt(*slot.active);
+    if (capture.phase == Phase::response) {
+        return slot.position >= prompt_ends;
+    }
+    if (slot.position >= prompt_ends || (capture.last && slot.position + 1 < prompt_ends)) {
+        return false;
+    }
+    const auto n_suffix = static_cast<size_t>(request(*slot.active).n_suffix);
+    return capture.phase == Phase::prompt || slot.position + n_suffix >= prompt_ends;
+}
+
+void Runner::assign_slots() {
+    slot_of_batch_.assign(slots_.size(), -1);
+    captured_.clear();
+    for (size_t i = 0; i < slots_.size(); i++) {
+        if (!is_captured(slots_[i])) {
+            continue;
+        }
+        auto found = std::find(captured_.begin(), captured_.end(), slots_[i].active);
+        if (found == captured_.end()) {
+            found = captured_.insert(captured_.end(), slots_[i].active);
+        }
+        slot_of_batch_[i] = static_cast<int32_t>(found - captured_.begin());
+    }
+    tap_.set_slots(slot_of_batch_, std::max<size_t>(1, captured_.size()));
+}
+
 void Runner::decode() {
+    if (options_.capture) {
+        assign_slots();
+    }
     forget_errors();
     const int32_t status = llama_decode(context_, batch_);
     if (log_error_) {
@@ -234,6 +277,9 @@ void Runner::take_log(const RouteLog & log) {
             const Request & r           = request(*slot.active);
             Result &        result      = slot.active->result;
             const size_t    prompt_ends = n_prompt(*slot.active);
+            if (options_.capture) {
+                take_pooled(log, row);
+            }
             if (options_.routes) {
                 append(result.routes, log, row, tap_.routers());
             }
@@ -251,6 +297,49 @@ void Runner::take_log(const RouteLog & log) {
         }
     } catch (...) {
         log_error_ = std::current_exception();
+    }
+}
+
+void Runner::take_pooled(const RouteLog & log, size_t row) {
+    const Slot & slot = slots_[static_cast<size_t>(log.batch_index[row])];
+    if (slot_of_batch_[static_cast<size_t>(log.batch_index[row])] < 0) {
+        return;
+    }
+    const Capture & capture = *options_.capture;
+    slot.active->result.n_pooled.resize(capture.experts.size());
+    for (size_t c = 0; c < capture.experts.size(); c++) {
+        const auto k        = static_cast<size_t>(tap_.routers()[captured_routers_[c]].top_k);
+        const auto ids      = std::span(log.layers[captured_routers_[c]].ids).subspan(row * k, k);
+        const bool selected = std::find(ids.begin(), ids.end(), capture.experts[c].second) != ids.end();
+        uint32_t & n        = slot.active->result.n_pooled[c];
+        const auto added    = static_cast<uint32_t>(capture.forced || selected);
+        n                   = capture.last ? added : n + added;
+    }
+}
+
+// Called from within llama_decode, after take_log.
+void Runner::take_capture(const CaptureLog & log) {
+    const size_t n_experts = options_.capture->experts.size();
+    for (size_t s = 0; s < captured_.size(); s++) {
+        std::vector<float> & features = captured_[s]->result.features;
+        features.resize(n_experts * log.n_embd, 0.0f);
+        for (size_t c = 0; c < n_experts; c++) {
+            const float * from = &log.sums[(c * log.n_slots + s) * log.n_embd];
+            float *       into = &features[c * log.n_embd];
+            for (size_t i = 0; i < log.n_embd; i++) {
+                into[i] = options_.capture->last ? from[i] : into[i] + from[i];
+            }
+        }
+    }
+}
+
+void Runner::finish_capture(Result & result) const {
+    const size_t n_experts = options_.capture->experts.size();
+    const size_t n_embd    = static_cast<size_t>(llama_model_n_embd(llama_get_model(context_)));
+    result.features.resize(n_experts * n_embd, 0.0f);
+    result.n_pooled.resize(n_experts, 0);
+    for (size_t i = 0; i < result.features.size(); i++) {
+        result.features[i] /= static_cast<float>(std::max(1u, result.n_pooled[i / n_embd]));
     }
 }
 
@@ -304,7 +393,7 @@ bool Runner::finished(const Active & active) {
     if (job(active).is_prefix || request(active).max_new == 0) {
         return true;
     }
-    const bool routing_wanted = options_.statistics || options_.routes;
+    const bool routing_wanted = options_.statistics || options_.routes || options_.capture;
     const bool all_fed        = active.n_past == request(active).tokens.size() + active.result.generated.size();
     return active.last && (all_fed || !routing_wanted);
 }
@@ -322,6 +411,9 @@ void Runner::retire() {
         }
         free_cells(*done);
         leave_parent(job(*done).parent);
+        if (options_.capture) {
+            finish_capture(done->result);
+        }
         done->result.text = cut_at_stop(detokenize(vocab_, done->result.generated, false), options_.stop);
         on_result_(job(*done).request, std::move(done->result));
     }

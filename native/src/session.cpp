@@ -81,8 +81,11 @@ struct Session::Impl {
     void check(const std::vector<Request> & requests, const RunOptions & run_options) const {
         const bool masked =
             std::any_of(run_options.masks.begin(), run_options.masks.end(), [](const Mask & mask) { return !mask.empty(); });
-        if (masked || run_options.statistics || run_options.routes) {
+        if (masked || run_options.statistics || run_options.routes || run_options.capture) {
             require_experts();
+        }
+        if (run_options.capture) {
+            check_capture(*run_options.capture);
         }
         for (const Mask & mask : run_options.masks) {
             check_mask(mask, facts.routers);
@@ -96,6 +99,22 @@ struct Session::Impl {
         for (size_t i = 0; i < requests.size(); i++) {
             check_request("prompt " + std::to_string(i), requests[i], static_cast<int>(run_options.masks.size()));
         }
+    }
+
+    void check_capture(const Capture & capture) const {
+        if (facts.architecture == "llama4") {
+            throw Error(ErrorCode::unsupported, options.path +
+                                                    ": architecture llama4 multiplies an expert's input by its gate "
+                                                    "weight, so there is no output before it to capture");
+        }
+        if (capture.experts.empty()) {
+            throw Error(ErrorCode::input, "no experts to capture: the list is empty");
+        }
+        Mask mask;
+        for (const auto & [layer, expert] : capture.experts) {
+            mask.push_back({layer, expert, MaskMode::gain, 1.0f});
+        }
+        check_mask(mask, facts.routers);
     }
 
     void check_tokens(const std::string & which, const std::vector<int32_t> & tokens) const {

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace safex {
 namespace {
@@ -80,10 +81,15 @@ class TapInput final : public llm_graph_input_i {
     // F32 [n_experts, n_tokens]: the layer's row of the table for each token's mask.
     ggml_tensor * rows(ggml_context * ctx, ggml_tensor * table, int layer) const;
     LayerLog &    log_of(int layer);
+    void          make_capture(const llm_graph_context & graph);
+    ggml_tensor * one_hot_of(ggml_context * ctx, const CapturedLayer & layer) const;
+    ggml_tensor * forced_ids_of(ggml_context * ctx, const CapturedLayer & layer) const;
     // I32 [n_outputs]: the tokens whose logits are asked for.
     ggml_tensor * wanted_rows(ggml_context * ctx);
 
   private:
+    void fill_capture(const llama_ubatch & ubatch);
+
     Tap & tap_;
 
   public:
@@ -95,9 +101,14 @@ class TapInput final : public llm_graph_input_i {
     ggml_tensor *         bias         = nullptr;  // likewise
     int                   n_experts    = 0;        // of the tables
     int                   n_layers     = 0;
-    bool                  picks_rows   = false;  // the head got its rows
+    ggml_tensor *         slots        = nullptr;  // F32 [n_tokens, n_slots], where the tap captures
+    ggml_tensor *         one_hot      = nullptr;  // F32, of each captured layer [experts of it, n_experts]
+    ggml_tensor *         forced_ids   = nullptr;  // I32, of each captured layer [experts of it, n_tokens]
+    bool                  picks_rows   = false;    // the head got its rows
     bool                  keeps_rows   = false;
     std::vector<LayerLog> logs;
+    // F32 [n_embd, n_slots, experts of the layer], with the layer they are of
+    std::vector<std::pair<const CapturedLayer *, ggml_tensor *>> pooled;
 };
 
 void TapInput::set_input(const llama_ubatch * ubatch) {
@@ -114,6 +125,9 @@ void TapInput::set_input(const llama_ubatch * ubatch) {
     // Here, not where the graph is built: a reused graph must see new masks.
     if (row_of_token != nullptr) {
         tap_.fill_tables(static_cast<size_t>(n_experts), static_cast<size_t>(n_layers));
+    }
+    if (slots != nullptr) {
+        fill_capture(*ubatch);
     }
     set_tensor(gains, tap_.gains_.data());
     set_tensor(bias, tap_.bias_.data());
@@ -134,6 +148,59 @@ void TapInput::make_tables(const llm_graph_context & graph) {
     ggml_set_name(row_of_token, "safex_row_of_token");
     gains = tap_.has_gains_ ? table("safex_gains") : nullptr;
     bias  = tap_.has_bias_ ? table("safex_bias") : nullptr;
+}
+
+void TapInput::fill_capture(const llama_ubatch & ubatch) {
+    std::vector<float>   members(static_cast<size_t>(ggml_nelements(slots)), 0.0f);
+    std::vector<float>   chosen(one_hot == nullptr ? 0 : static_cast<size_t>(ggml_nelements(one_hot)), 0.0f);
+    std::vector<int32_t> ids;
+    for (uint32_t token = 0; token < ubatch.n_tokens; token++) {
+        const int32_t slot = tap_.slot_of_batch_.at(static_cast<size_t>(ubatch.data->batch_idxs[token]));
+        if (slot >= 0) {
+            members[static_cast<size_t>(slot) * ubatch.n_tokens + token] = 1.0f;
+        }
+    }
+    for (const CapturedLayer & layer : tap_.captured_layers_) {
+        const size_t n = layer.experts.size();
+        for (size_t c = 0; c < n && one_hot != nullptr; c++) {
+            chosen[layer.n_before * static_cast<size_t>(n_experts) + static_cast<size_t>(layer.experts[c]) * n + c] = 1.0f;
+        }
+        for (uint32_t token = 0; token < ubatch.n_tokens; token++) {
+            ids.insert(ids.end(), layer.experts.begin(), layer.experts.end());
+        }
+    }
+    set_tensor(slots, members.data());
+    set_tensor(one_hot, chosen.data());
+    set_tensor(forced_ids, ids.data());
+}
+
+void TapInput::make_capture(const llm_graph_context & graph) {
+    const auto n_captured = static_cast<int64_t>(tap_.n_captured_);
+    const auto as_input   = [](ggml_tensor * tensor, const char * name) {
+        ggml_set_input(tensor);
+        ggml_set_name(tensor, name);
+        return tensor;
+    };
+    ggml_context * ctx = graph.ctx0;
+    n_experts          = static_cast<int>(graph.n_expert);
+    slots = as_input(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_tokens, static_cast<int64_t>(tap_.n_slots_)), "safex_slots");
+    if (tap_.capture_forced_) {
+        forced_ids = as_input(ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_captured * n_tokens), "safex_forced_ids");
+    } else {
+        one_hot = as_input(ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_captured * n_experts), "safex_one_hot");
+    }
+}
+
+ggml_tensor * TapInput::one_hot_of(ggml_context * ctx, const CapturedLayer & layer) const {
+    const auto n = static_cast<int64_t>(layer.experts.size());
+    return ggml_view_2d(ctx, one_hot, n, n_experts, layer.experts.size() * sizeof(float),
+                        layer.n_before * static_cast<size_t>(n_experts) * sizeof(float));
+}
+
+ggml_tensor * TapInput::forced_ids_of(ggml_context * ctx, const CapturedLayer & layer) const {
+    const auto n = static_cast<int64_t>(layer.experts.size());
+    return ggml_view_2d(ctx, forced_ids, n, n_tokens, layer.experts.size() * sizeof(int32_t),
+                        layer.n_before * static_cast<size_t>(n_tokens) * sizeof(int32_t));
 }
 
 ggml_tensor * TapInput::rows(ggml_context * ctx, ggml_tensor * table, int layer) const {
@@ -174,6 +241,27 @@ void Tap::set_masks(const std::vector<Mask> & masks) {
     std::fill(row_of_sequence_.begin(), row_of_sequence_.end(), 0);
     gains_.clear();
     bias_.clear();
+}
+
+void Tap::set_capture(const Capture & capture, CaptureHandler handler) {
+    capture_handler_ = std::move(handler);
+    captured_layers_ = captured_layers(capture);
+    n_captured_      = capture.experts.size();
+    capture_forced_  = capture.forced;
+    forcing_         = false;
+    capture_number_++;
+    set_slots({}, 1);
+}
+
+void Tap::set_slots(std::vector<int32_t> slot_of_batch, size_t n_slots) {
+    slot_of_batch_ = std::move(slot_of_batch);
+    n_slots_       = std::bit_ceil(n_slots);  // so that batches with a few sequences more or less use one graph
+}
+
+const CapturedLayer * Tap::captured(int layer) const {
+    const auto found = std::find_if(captured_layers_.begin(), captured_layers_.end(),
+                                    [&](const CapturedLayer & candidate) { return candidate.layer == layer; });
+    return capture_handler_ && found != captured_layers_.end() ? &*found : nullptr;
 }
 
 void Tap::set_mask_of_sequence(int sequence, int mask) {
@@ -235,12 +323,14 @@ void Tap::fill_row(size_t row, size_t n_experts, size_t n_layers) {
 }
 
 uint64_t Tap::topology() const {
-    const auto rows = static_cast<uint64_t>(n_rows());
-    return (log_handler_ ? 1u : 0u) | (has_gains_ ? 2u : 0u) | (has_bias_ ? 4u : 0u) | rows << 3;
+    const auto rows  = static_cast<uint64_t>(n_rows());
+    const auto slots = static_cast<uint64_t>(capture_handler_ ? n_slots_ : 0);
+    return (log_handler_ ? 1u : 0u) | (has_gains_ ? 2u : 0u) | (has_bias_ ? 4u : 0u) | rows << 3 | slots << 16 |
+           (capture_handler_ ? static_cast<uint64_t>(capture_number_) << 32 : 0);
 }
 
 bool Tap::active(const llm_graph_context & graph) const {
-    return !graph.cparams.warmup && !narrowing_ && (log_handler_ || n_rows() > 0);
+    return !graph.cparams.warmup && !narrowing_ && !forcing_ && (log_handler_ || n_rows() > 0);
 }
 
 TapInput & Tap::input(const llm_graph_context & graph) {
@@ -339,10 +429,23 @@ ggml_tensor * Tap::gate_weights(const llm_graph_context & graph, const llm_tap_r
     return ggml_mul(ctx, routing.weights, gains);
 }
 
+ggml_tensor * Tap::forced_experts(const llm_graph_context & graph, int layer) {
+    const CapturedLayer * found = active(graph) && capture_forced_ ? captured(layer) : nullptr;
+    if (found == nullptr) {
+        return nullptr;
+    }
+    TapInput & in = input(graph);
+    if (in.slots == nullptr) {
+        in.make_capture(graph);
+    }
+    forcing_ = true;
+    return in.forced_ids_of(graph.ctx0, *found);
+}
+
 // In the last layer a token's experts matter only to its own logits: where none are asked for, its routing is all there
-// is to see, and the experts need not run. With masks or a head that takes all rows, everything runs.
+// is to see, and the experts need not run. With masks, a capture or a head that takes all rows, everything runs.
 bool Tap::narrow(const llm_graph_context & graph, ggml_tensor * cur, ggml_tensor * logits, int layer, llm_tap_rows & rows) {
-    if (!active(graph) || n_rows() > 0 || layer != graph.n_layer - 1) {
+    if (!active(graph) || n_rows() > 0 || capture_handler_ || layer != graph.n_layer - 1) {
         return false;
     }
     TapInput & in = input(graph);
@@ -365,12 +468,28 @@ ggml_tensor * Tap::widen(const llm_graph_context & graph, ggml_tensor * out, ggm
     return out == nullptr ? zero : ggml_set_rows(graph.ctx0, zero, out, input(graph).wanted_rows(graph.ctx0));
 }
 
-// Also the place where a later stage captures [n_embd, top_k, n_tokens] outputs before the gate weight.
 ggml_tensor * Tap::expert_outputs(const llm_graph_context & graph, ggml_tensor * outputs, ggml_tensor * /*ids*/, int layer) {
+    const bool forced = std::exchange(forcing_, false);
     if (!active(graph)) {
         return outputs;
     }
-    ggml_tensor * gains = input(graph).log_of(layer).gains;
+    TapInput &            in    = input(graph);
+    const CapturedLayer * found = captured(layer);
+    if (found != nullptr && forced == capture_forced_) {
+        if (in.slots == nullptr) {
+            in.make_capture(graph);
+        }
+        ggml_tensor * sums =
+            forced ? pool_all(graph.ctx0, outputs, in.slots)
+                   : pool_selected(graph.ctx0, outputs, in.log_of(layer).ids, in.one_hot_of(graph.ctx0, *found), in.slots);
+        ggml_set_output(sums);
+        ggml_build_forward_expand(graph.gf, sums);
+        in.pooled.emplace_back(found, sums);
+    }
+    if (forced) {
+        return nullptr;
+    }
+    ggml_tensor * gains = in.log_of(layer).gains;
     return gains == nullptr ? outputs : ggml_mul(graph.ctx0, outputs, gains);
 }
 
@@ -390,6 +509,9 @@ void Tap::graph_computed(const llm_graph_result & result, const llama_ubatch & u
         if (log_handler_) {
             read_log(*in, ubatch, sched);
         }
+        if (capture_handler_) {
+            read_capture(*in);
+        }
     }
 }
 
@@ -398,6 +520,23 @@ void Tap::learn_routers(const TapInput & input) {
         routers_.push_back(log.router);
     }
     std::sort(routers_.begin(), routers_.end(), [](const auto & a, const auto & b) { return a.layer < b.layer; });
+}
+
+void Tap::read_capture(const TapInput & input) {
+    std::vector<float> sums;
+    for (const auto & [layer, tensor] : input.pooled) {
+        sums.resize(static_cast<size_t>(ggml_nelements(tensor)));
+        ggml_backend_tensor_get(tensor, sums.data(), 0, ggml_nbytes(tensor));
+        const size_t n_of_expert = sums.size() / layer->places.size();
+        capture_log_.n_embd      = static_cast<size_t>(tensor->ne[0]);
+        capture_log_.n_slots     = static_cast<size_t>(tensor->ne[1]);
+        capture_log_.sums.resize(n_captured_ * n_of_expert);
+        for (size_t c = 0; c < layer->places.size(); c++) {
+            std::copy_n(sums.begin() + static_cast<ptrdiff_t>(c * n_of_expert), n_of_expert,
+                        capture_log_.sums.begin() + static_cast<ptrdiff_t>(layer->places[c] * n_of_expert));
+        }
+    }
+    capture_handler_(capture_log_);
 }
 
 void Tap::read_log(const TapInput & input, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {

@@ -45,9 +45,12 @@ struct llm_graph_tap {
     virtual ggml_tensor * router_logits(const llm_graph_context & graph, ggml_tensor * logits, int layer) = 0;
     virtual ggml_tensor * selection_scores(const llm_graph_context & graph, ggml_tensor * scores, bool ids_are_given, int layer) = 0;
     virtual ggml_tensor * gate_weights(const llm_graph_context & graph, const llm_tap_routing & routing) = 0;
+    // Experts I32 [n, n_tokens] that every token shall go through beside its own, for expert_outputs() alone; null: none.
+    virtual ggml_tensor * forced_experts(const llm_graph_context & graph, int layer) = 0;
     // True: the experts need to run for `rows` only; widen() puts their output (null: none) in place among all tokens.
     virtual bool narrow(const llm_graph_context & graph, ggml_tensor * cur, ggml_tensor * logits, int layer, llm_tap_rows & rows) = 0;
     virtual ggml_tensor * widen(const llm_graph_context & graph, ggml_tensor * out, ggml_tensor * cur) = 0;
+    // Null ends the branch of forced_experts().
     virtual ggml_tensor * expert_outputs(const llm_graph_context & graph, ggml_tensor * outputs, ggml_tensor * ids, int layer) = 0;
 
     // After a ubatch was submitted, before its buffers are used again.

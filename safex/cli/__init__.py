@@ -22,6 +22,8 @@ COMMANDS = {
     "eval": "refusal before and after masking experts, against control masks",
     "judge": "read the responses of an evaluation again, with other judges",
     "sweep": "mask experts one by one: what each does to the refusal",
+    "dump": "keep what experts put out for each prompt, for linear probes",
+    "probe": "what linear probes read from experts, against random experts and words",
     "serve": "an OpenAI-compatible server for a model under a mask",
     "trace": "one prompt and its answer as JSON of the official SAFEx layout",
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from safex.errors import InputError
 from safex.evaluation.counting import Row
-from safex.result_file import check_kind, read_json, write_json
+from safex.result_file import check_kind, checked_parts, read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -57,9 +57,4 @@ def from_json(value: Any) -> Evaluation:
     check_kind(value, "safex_evaluation", SCHEMA_VERSION, "evaluation")
     if not isinstance(value.get("conclusion"), str):
         raise InputError("has no 'conclusion': use a file made by `eval -o`")
-    parts = {f.name: value[f.name] for f in dataclasses.fields(Evaluation) if f.name in value}
-    for name, default in Evaluation("").to_json().items():
-        part = parts.get(name)
-        if part is not None and default is not None and not isinstance(part, type(default)):
-            raise InputError(f"{name!r} is {type(part).__name__}, expected {type(default).__name__}")
-    return Evaluation(**parts)
+    return Evaluation(**checked_parts(value, dataclasses.asdict(Evaluation(""))))

@@ -60,6 +60,17 @@ struct Sampling {
 // Request::response_mask: the prompt's mask acts on the response too.
 constexpr int same_mask = -1;
 
+enum class Phase { prompt, suffix, response };
+
+// Expert outputs to keep, before the gate weight, pooled over each request's tokens of one phase.
+struct Capture {
+    std::vector<std::pair<int, int>> experts;  // (layer, expert), no two alike
+    bool forced = false;                       // every token goes through each expert, beside the model's own routing;
+                                               // else the tokens that selected it
+    bool  last  = false;                       // the output at the phase's last token instead of the mean
+    Phase phase = Phase::prompt;
+};
+
 // One prompt to run. Tokens are processed as given.
 struct Request {
     std::vector<int32_t> tokens;
@@ -82,13 +93,15 @@ struct RawRoutes {
 };
 
 struct Result {
-    std::vector<int32_t> generated;
-    Finish               finish = Finish::prompt;
-    std::string          text;                      // of what was generated, up to the stop string if one ended it
-    std::vector<float>   scores;                    // [1 + n_forced, n_targets], where RunOptions::targets
-    Statistics           prompt, suffix, response;  // where RunOptions::statistics
-    RawRoutes            routes;                    // where RunOptions::routes
-    std::vector<float>   logits;                    // [n_tokens, n_vocab] of the prompt, where RunOptions::logits
+    std::vector<int32_t>  generated;
+    Finish                finish = Finish::prompt;
+    std::string           text;                      // of what was generated, up to the stop string if one ended it
+    std::vector<float>    scores;                    // [1 + n_forced, n_targets], where RunOptions::targets
+    Statistics            prompt, suffix, response;  // where RunOptions::statistics
+    RawRoutes             routes;                    // where RunOptions::routes
+    std::vector<float>    features;                  // [n_experts, n_embd] of RunOptions::capture, 0 where none was pooled
+    std::vector<uint32_t> n_pooled;                  // [n_experts] tokens behind each of them
+    std::vector<float>    logits;                    // [n_tokens, n_vocab] of the prompt, where RunOptions::logits
 };
 
 struct RunOptions {
@@ -99,7 +112,9 @@ struct RunOptions {
     // Tokens whose log-probability is wanted where the first token of the response is predicted, and after each forced one.
     std::vector<int32_t>     targets;
     std::vector<std::string> stop;  // a response ends where its text holds one of these
-    // Beginnings that prompts have in common are computed once. Never where statistics, routes or logits are asked for.
+    std::optional<Capture>   capture;
+    // Beginnings that prompts have in common are computed once. Never where statistics, routes, logits or a capture are
+    // asked for.
     bool share_prefixes = true;
     // Called after each ubatch and, on a CPU, about ten times a second within one, with the tokens processed so far.
     // False stops the run with Error(interrupted).
