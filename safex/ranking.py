@@ -48,7 +48,9 @@ def auc(
     sides = _placements(values, truth, strata)
     if not len(sides[0].rows):
         return None
-    value = float((sides[0].weights * sides[0].placed).sum())
+    value = min(
+        1.0, float((sides[0].weights * sides[0].placed).sum())
+    )  # weights add up to 1 but for rounding
     m, n = (effective(side.placed, part_of(clusters, side.rows)) for side in sides)
     low, high = _newcombe_5(value, m, n, confidence)
     delong = _delong(value, sides, clusters, confidence)

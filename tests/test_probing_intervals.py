@@ -67,11 +67,10 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(case: str) -> None:
 def measure(draws: int) -> None:
     """Print a line a case and number of repeats."""
     print(f"{'prompts':<26}{'repeats':>8}" + "".join(f"{name:>20}" for name in METRICS))
-    for case in CASES:
-        for repeats in (1, 5):
-            held = coverage(case, draws, repeats)
-            cells = (f"{truth:.3f} {share:.3f}" for truth, share in held.values())
-            print(f"{case:<26}{repeats:>8}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+    for case, repeats in [*((case, 1) for case in CASES), ("150, weak signal", 5)]:
+        held = coverage(case, draws, repeats)
+        cells = (f"{truth:.3f} {share:.3f}" for truth, share in held.values())
+        print(f"{case:<26}{repeats:>8}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
