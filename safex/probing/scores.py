@@ -4,7 +4,20 @@ An interval is computed for each repeat from its out-of-fold predictions, and bo
 count together: counts and ranks are those of the effective number of prompts (``safex.rates``). It covers which prompts
 happened to be drawn: what probes trained on as many prompts of these kinds would score on further ones. Predictions of
 different folds are taken as independent, although the folds share training prompts, and no cross-validation can tell
-how much that costs (Bengio & Grandvalet 2004). Measured in ``tests/test_probing_intervals.py``.
+how much that costs (Bengio & Grandvalet 2004). Measured by ``python tests/test_probing_intervals.py`` (2026-11-25):
+share of 300 simulated data sets whose 95 % interval holds the mean of all, 7 cases (40 to 150 prompts, twins that share
+0 to 90 % of the variance, AUC 0.52 to 0.97):
+
+=================  ==============  ======================================================================
+measure            coverage        where it is lowest
+=================  ==============  ======================================================================
+accuracy           0.917 to 1.000  strong signal; high where twins of both classes share their errors
+balanced accuracy  0.917 to 0.993  likewise
+precision, F1      0.937 to 1.000  likewise
+AUC                0.933 to 0.997  more features than prompts
+recall             0.847 to 0.993  more features than prompts, weak signal, two thirds positive
+specificity        0.547 to 0.997  likewise: a fold's probe calls all its prompts positive, or not, together
+=================  ==============  ======================================================================
 """
 
 from __future__ import annotations
