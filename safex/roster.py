@@ -107,9 +107,9 @@ def draw_roster(
     """All experts to dump for a study of these groups, in a model with these MoE ``layers``.
 
     ``kinds`` are drawn kinds of ``safex.control_masks`` (default "layer", and "frequency" where ``activation`` [L, E]
-    is given), ``draws`` of each. A control holds no expert of any group, unless its layers have too few others: a note
-    says so, and also where no control could be drawn. Groups without experts are left out. Raises InputError for
-    experts that the model lacks, an unknown kind, or no group with experts.
+    is given), ``draws`` of each. A control holds no expert of any group, unless its layers have too few others. Groups
+    without experts are left out. ``notes`` say so, and where no control could be drawn. Raises InputError for experts
+    that the model lacks, an unknown kind, or no group with experts.
 
     >>> roster = draw_roster({"ctrl": ["1:0", "2:0"]}, layers=[1, 2], n_experts=8, draws=2)
     >>> [[e.layer for e in draw] for draw in roster.controls["ctrl"]["layer"]]
@@ -125,10 +125,17 @@ def draw_roster(
             check_mask(members, layers, n_experts, activation)
         except InputError as error:
             raise InputError(f"group {name!r}: {error}") from None
-    drawing = _Drawing(groups, layers, n_experts, activation, draws, seed)
+    drawing = _Drawing(groups, layers, n_experts, activation, draws, seed, empty_notes(named))
     controls = {name: {kind: drawing.draw(name, kind) for kind in chosen} for name in groups}
     kept = {name: {kind: several for kind, several in of.items() if several} for name, of in controls.items()}
     return Roster(groups, kept, drawing.notes)
+
+
+def empty_notes(groups: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A sentence for each group without experts, which is left out."""
+    return [
+        f"group {name!r} holds no experts: it is left out" for name, members in groups.items() if not members
+    ]
 
 
 @dataclass

@@ -257,7 +257,8 @@ def test_a_roster_holds_groups_and_controls_of_no_group() -> None:
     activation = np.random.default_rng(0).dirichlet(np.ones(16), 2)
     roster = draw_roster(groups, layers=[0, 1], n_experts=16, activation=activation, draws=20, seed=1)
     members = {expert for experts in roster.groups.values() for expert in experts}
-    assert list(roster.groups) == ["id", "ctrl"] and not roster.notes
+    assert list(roster.groups) == ["id", "ctrl"]
+    assert roster.notes == ["group 'none' holds no experts: it is left out"]
     for name, draws in roster.controls.items():
         assert list(draws) == ["layer", "frequency"]
         for several in draws.values():

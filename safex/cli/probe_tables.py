@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20  # experts in the printed table; the file holds all
 PLAIN = ("balanced_accuracy", "precision", "recall", "f1")  # their intervals are in the file
-COLUMNS = ("accuracy %", "balanced", "precision", "recall", "F1", "AUC")
+COLUMNS = ("accuracy %", "balanced", "prec.", "recall", "F1", "AUC")
 
 
 def show(out: Output, probing: Probing) -> None:

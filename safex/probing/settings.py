@@ -12,7 +12,7 @@ from safex.experts import Expert, ExpertList
 from safex.features import Features
 from safex.probing.folds import HOLD_OUT
 from safex.probing.inputs import MISSING
-from safex.roster import Draws, Roster, to_experts
+from safex.roster import Draws, Roster, empty_notes, to_experts
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # C by number of features
 CURVE = (0.1, 0.25, 0.5, 0.75)  # shares of the training prompts, beside all of them
@@ -137,10 +137,9 @@ def _roster(
     if not chosen:
         raise InputError("no group holds experts: there is nothing to probe")
     controls = {name: draws for name, experts in chosen.items() if (draws := _controls(held, experts))}
-    notes = [
-        f"group {name!r}: the features hold no controls of it" for name in chosen if name not in controls
-    ]
-    return Roster(chosen, controls), notes
+    lacking = [name for name in chosen if name not in controls]
+    notes = [f"group {name!r}: the features hold no controls of it" for name in lacking]
+    return Roster(chosen, controls), empty_notes(named) + notes
 
 
 def _controls(roster: Roster, experts: list[Expert]) -> Draws:
