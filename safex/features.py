@@ -73,7 +73,7 @@ class Features:
         cls,
         *,
         experts: ExpertList,
-        values: npt.ArrayLike | Sequence[npt.ArrayLike],
+        values: npt.NDArray[Any] | Sequence[npt.ArrayLike],
         sets: Sequence[str],
         n_tokens: npt.ArrayLike | None = None,
         ids: Sequence[str] | None = None,
@@ -92,7 +92,7 @@ class Features:
         """
         if not len(sets):
             raise InputError("features need at least one prompt")
-        arrays = [_to_floats(f"values[{i}]", array) for i, array in enumerate(values)]  # type: ignore[arg-type]
+        arrays = [_to_floats(f"values[{i}]", array) for i, array in enumerate(values)]
         counts = [~np.isnan(array).all(axis=1) for array in arrays] if n_tokens is None else n_tokens
         table = PromptTable.build(sets, ids, pairs, categories)
         tokens = _to_counts(counts)

@@ -69,6 +69,16 @@ def shards(path: Path) -> list[Path]:
     return [path.with_name(f"{shard['stem']}-{i:05d}-of-{total:05d}.gguf") for i in range(1, total + 1)]
 
 
+def name_of(path: Path) -> str:
+    """The file's name without its ending and, of a split model, without its part's number.
+
+    >>> name_of(Path("big-00001-of-00002.gguf"))
+    'big'
+    """
+    shard = _SHARD.fullmatch(path.name)
+    return shard["stem"] if shard else path.stem
+
+
 def fingerprint(path: Path) -> str:
     """A SHA-256 in hex over evenly spaced samples, the start and the length of each of the model's files.
 

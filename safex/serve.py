@@ -22,6 +22,7 @@ from typing import Any
 from . import library
 from .errors import InputError
 from .experts import Expert, NativeMask
+from .model_file import name_of
 from .serve_gate import Gate, abandoned, error_object
 from .serve_llama import LoadOptions, masked_llama
 
@@ -45,7 +46,7 @@ class Served:
         >>> Served(Path("big-00001-of-00002.gguf")).id, Served(Path("demo.gguf"), (Expert(3, 1),), "reroute").id
         ('big', 'demo+mask-1-experts-reroute-8d701a')
         """
-        name = re.sub(r"-\d{5}-of-\d{5}$", "", self.path.stem)
+        name = name_of(self.path)
         if not self.experts:
             return name
         how = self.mode if self.mode != "zero" else f"gain-{self.gain:g}" if self.gain else ""

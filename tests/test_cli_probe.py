@@ -136,7 +136,7 @@ def test_bad_features_are_one_line(
 def test_an_interrupted_run_ends_at_once_and_writes_nothing(tmp_path: Path) -> None:
     simulated(60, 1.0, roster=small_roster(20), width=64).save(tmp_path / "big.safetensors")
     process = start("probe", "big.safetensors", "--shuffles", 5000, *STEADY, cwd=tmp_path)
-    for line in iter(process.stderr.readline, b""):  # type: ignore[union-attr]
+    for line in iter(process.stderr.readline, b""):
         if b"probes, harmful" in line:
             break
     done, seconds = signalled(process, signal.SIGINT)

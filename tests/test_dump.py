@@ -104,4 +104,9 @@ def test_the_command(tmp_path: Path) -> None:
     again = cli(*words, cwd=tmp_path)
     again.fails(2, "exists")
     cli("dump", "demo", "--experts", "9:1", "--quiet", cwd=tmp_path).fails(2, "no experts in layer 9")
+    listed = tmp_path / "e.json"
+    listed.write_text('["0:1"]')
+    over = cli("dump", "demo", "--experts", "e.json", "--force", "-o", "e.json", cwd=tmp_path)
+    over.fails(2, "e.json: is one of the inputs")
+    assert listed.read_text() == '["0:1"]'
     cli("dump", "demo", "--experts", "0:1", "--max-new", "4", cwd=tmp_path).fails(2, "--max-new needs")

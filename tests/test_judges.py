@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import judge_cases
@@ -274,8 +275,7 @@ class Scripted:
 
     n_ctx = 4000
 
-    class facts:  # noqa: N801
-        adds_bos, bos = True, 1
+    facts = SimpleNamespace(adds_bos=True, bos=1)
 
     def __init__(self, vocabulary: list[str], answers: dict[str, dict[str, float]]) -> None:
         self.vocabulary, self.answers = vocabulary, answers

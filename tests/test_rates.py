@@ -334,7 +334,7 @@ def difference_coverage(case: Case, draws: int, rng: np.random.Generator) -> flo
     n, size, p, q, rho = case
     clusters = np.repeat(np.arange(n), size).tolist()
     sides = ([sampled(n, size, r, rho, rng).ravel() for r in (p, q)] for _ in range(draws // 10))
-    return share_holding(q - p, (rates.paired_difference(a, b, clusters).difference for a, b in sides))  # type: ignore[union-attr]
+    return share_holding(q - p, (rates.paired_difference(a, b, clusters).difference for a, b in sides))
 
 
 def auc_coverage(case: Case, draws: int, rng: np.random.Generator) -> float:

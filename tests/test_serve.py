@@ -27,7 +27,7 @@ from safex import serve_gate
 from safex.experts import Expert
 from safex.serve import Served
 from safex.serve_gate import MAX_BODY, Gate, RefusedError, prepare
-from safex.serve_llama import LLAMA_CPP_PYTHON, REQUIRED, check_installed
+from safex.serve_llama import LLAMA_CPP_PYTHON, check_installed
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "safex" / "data"
@@ -38,16 +38,6 @@ TRUTH = [
 LISTED = ",".join(f"{layer}:{expert}" for layer, expert in TRUTH)
 MAX_NEW = 32
 KEY = "a-key-for-tests"
-
-
-def absent(*names: str) -> list[str]:
-    return [name for name in names if importlib.util.find_spec(name) is None]
-
-
-needs_server = pytest.mark.skipif(
-    bool(absent(*REQUIRED, "openai")), reason=f"not installed: {', '.join(absent(*REQUIRED, 'openai'))}"
-)
-needs_inspect = pytest.mark.skipif(bool(absent("inspect_ai")), reason="inspect-ai is not installed")
 
 
 # --- the server as a process
@@ -164,7 +154,6 @@ def prompts(n: int) -> list[str]:
 # --- the mask
 
 
-@needs_server
 def test_greedy_answers_are_those_of_our_session(server: tuple[str, Running], model: safex.Model) -> None:
     name, running = server
     settings = {"zero": {}, "reroute": {"mode": "reroute"}, "gain": {"gain": 0.5}}
@@ -186,7 +175,6 @@ def test_the_masks_of_these_tests_change_answers(model: safex.Model) -> None:
         ] != base
 
 
-@needs_server
 def test_the_model_says_its_mask(server: tuple[str, Running]) -> None:
     name, running = server
     (card,) = running.client.models.list().data
@@ -237,7 +225,6 @@ print(json.dumps(said))
 """
 
 
-@needs_server
 @pytest.mark.parametrize("arch", ["qwen3moe", "deepseek2", "llama4"])
 def test_logits_under_an_attached_mask_are_those_of_our_session(
     tiny_path: Callable[..., Path], arch: str
@@ -260,7 +247,6 @@ def test_logits_under_an_attached_mask_are_those_of_our_session(
         assert reuses >= 5 or arch == "llama4"  # whose graphs upstream never reuses
 
 
-@needs_server
 def test_parallel_requests(server: tuple[str, Running]) -> None:
     _, running = server
     texts = prompts(4)
@@ -307,7 +293,6 @@ FAULTS: dict[str, tuple[int, str, Any]] = {
 }  # fmt: skip
 
 
-@needs_server
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_bad_request_is_told_so_and_the_server_goes_on(one: Running, name: str) -> None:
     status, message, body = FAULTS[name]
@@ -316,7 +301,6 @@ def test_a_bad_request_is_told_so_and_the_server_goes_on(one: Running, name: str
     assert one.post(json.dumps(chat()).encode())[0] == 200
 
 
-@needs_server
 def test_a_stream_that_fails_says_why(one: Running) -> None:
     import openai
 
@@ -325,7 +309,6 @@ def test_a_stream_that_fails_says_why(one: Running) -> None:
     assert one.streamed("How do I bake bread?")
 
 
-@needs_server
 def test_what_a_schema_may_ask_for(one: Running) -> None:
     for schema in (
         {"$ref": "#"},
@@ -337,7 +320,6 @@ def test_what_a_schema_may_ask_for(one: Running) -> None:
     assert one.post(json.dumps(chat()).encode())[0] == 200
 
 
-@needs_server
 def test_prompts_of_plain_completions(one: Running) -> None:
     for prompt, message in (
         ("", "not empty"),
@@ -354,7 +336,6 @@ def test_prompts_of_plain_completions(one: Running) -> None:
     assert len(answer["choices"][0]["logprobs"]["tokens"]) == 3
 
 
-@needs_server
 def test_a_request_that_is_too_large(one: Running) -> None:
     padded = json.dumps(chat(user="x" * MAX_BODY)).encode()
     assert one.post(padded)[0] == 413
@@ -372,7 +353,6 @@ def test_a_request_that_is_too_large(one: Running) -> None:
     assert one.post(json.dumps(chat()).encode())[0] == 200
 
 
-@needs_server
 def test_keys_hosts_types_and_paths(one: Running) -> None:
     body = json.dumps(chat()).encode()
     assert one.post(body, Authorization="Bearer wrong")[0] == 401
@@ -388,7 +368,6 @@ def test_keys_hosts_types_and_paths(one: Running) -> None:
 # --- starting
 
 
-@needs_server
 def test_wrong_masks_are_refused_at_the_start() -> None:
     refused("demo", "--mask", "9:1", "--port", 0).fails(2, "expert 9:1", "block 9 has no routed experts")
     refused("demo", "--mask", "0:32", "--port", 0).fails(2, "expert 0:32", "experts 0 to 31")
@@ -398,7 +377,6 @@ def test_wrong_masks_are_refused_at_the_start() -> None:
     )
 
 
-@needs_server
 def test_options_that_make_no_sense() -> None:
     refused("demo", "--mode", "reroute").fails(2, "--mode needs --mask")
     refused("demo", "--mask", "0:1", "--mode", "reroute", "--gain", 0.5).fails(2, "mode reroute has none")
@@ -406,7 +384,6 @@ def test_options_that_make_no_sense() -> None:
     refused("demo", "--override-tensor", "exps=CPU").fails(2, "--override-tensor", "--gpu-layers")
 
 
-@needs_server
 def test_models_that_cannot_be_served(tmp_path: Path, tiny_path: Callable[..., Path]) -> None:
     refused(tmp_path / "none.gguf").fails(2, "none.gguf: no such model file")
     cut = tmp_path / "cut.gguf"
@@ -417,7 +394,6 @@ def test_models_that_cannot_be_served(tmp_path: Path, tiny_path: Callable[..., P
     )
 
 
-@needs_server
 def test_addresses(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("demo", "--port", taken.getsockname()[1]).fails(2, "can't listen on 127.0.0.1", "in use")
@@ -527,12 +503,9 @@ print(json.dumps({"status": log.status, "error": str(log.error), "scores": score
 """
 
 
-@needs_server
-@needs_inspect
+@pytest.mark.parametrize("server", ["none", "zero"], indirect=True)
 def test_an_inspect_task(server: tuple[str, Running], model: safex.Model, tmp_path: Path) -> None:
     name, running = server
-    if name not in ("none", "zero"):
-        pytest.skip("two tasks say it: with a mask and without")
     rows = [json.loads(line) for line in (DATA / "demo" / "regular.jsonl").read_text().splitlines()[:6]]
     samples = [{"id": row["id"], "input": row["prompt"], "target": row["comply"]} for row in rows]
     words = [sys.executable, "-c", INSPECT, running.url, running.id, json.dumps(samples), str(tmp_path)]

@@ -436,3 +436,15 @@ def test_bad_usage_is_one_line(command, tmp_path: Path, words: list[str], part: 
     code, out, err = command(*words, "--quiet")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and part in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_never_replaces_what_it_reads(command, tmp_path: Path) -> None:
+    experts, prompts = tmp_path / "e.json", tmp_path / "regular.txt"
+    experts.write_text('["0:1"]')
+    prompts.write_text("How do I forge a ticket?\nHow do I steal a bike?\n")
+    words = ("demo", "--experts", str(experts), "--prompts", f"regular={prompts}", "--force")
+    for path in (experts, prompts):
+        before = path.read_bytes()
+        code, _, err = command(*words, "-o", str(path))
+        assert code == 2 and f"{path.name}: is one of the inputs" in err
+        assert path.read_bytes() == before

@@ -1,6 +1,6 @@
 // The tap: the nodes that safex-native adds to a MoE graph, and their read-back.
 //
-// tap.cpp is the one file of the core that knows llama.cpp's graph. A Tap belongs to one Session, outlives its
+// tap*.cpp and capture.cpp are the files of the core that know llama.cpp's graph. A Tap belongs to one Session, outlives its
 // llama_context, and is used by the thread that decodes. While no log is wanted and no mask set it adds nothing.
 #pragma once
 

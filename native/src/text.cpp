@@ -5,50 +5,35 @@
 namespace safex {
 namespace {
 
-std::string piece(const llama_vocab * vocab, int32_t token) {
-    std::string text(64, '\0');
-    const auto  convert = [&] {
-        return llama_token_to_piece(vocab, token, text.data(), static_cast<int32_t>(text.size()), 0, false);
-    };
-    int32_t n = convert();
+// Fills `into` by `convert(data, size)`, which returns the length, or minus the length that is needed.
+template <typename Container, typename Convert>
+Container filled(Container into, const Convert & convert) {
+    int32_t n = convert(into.data(), static_cast<int32_t>(into.size()));
     if (n < 0) {
-        text.resize(static_cast<size_t>(-n));
-        n = convert();
+        into.resize(static_cast<size_t>(-n));
+        n = convert(into.data(), static_cast<int32_t>(into.size()));
     }
-    text.resize(static_cast<size_t>(std::max(n, 0)));
-    return text;
+    into.resize(static_cast<size_t>(std::max(n, 0)));
+    return into;
+}
+
+std::string piece(const llama_vocab * vocab, int32_t token) {
+    return filled(std::string(64, '\0'),
+                  [&](char * data, int32_t size) { return llama_token_to_piece(vocab, token, data, size, 0, false); });
 }
 
 }  // namespace
 
 std::vector<int32_t> tokenize(const llama_vocab * vocab, const std::string & text, bool parse_special) {
-    std::vector<int32_t> tokens(text.size() + 8);
-    const auto           convert = [&] {
-        return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                        static_cast<int32_t>(tokens.size()), false, parse_special);
-    };
-    int32_t n = convert();
-    if (n < 0) {
-        tokens.resize(static_cast<size_t>(-n));
-        n = convert();
-    }
-    tokens.resize(static_cast<size_t>(std::max(n, 0)));
-    return tokens;
+    return filled(std::vector<int32_t>(text.size() + 8), [&](int32_t * data, int32_t size) {
+        return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), data, size, false, parse_special);
+    });
 }
 
 std::string detokenize(const llama_vocab * vocab, const std::vector<int32_t> & tokens, bool special) {
-    std::string text(tokens.size() * 8 + 64, '\0');
-    const auto  convert = [&] {
-        return llama_detokenize(vocab, tokens.data(), static_cast<int32_t>(tokens.size()), text.data(),
-                                 static_cast<int32_t>(text.size()), false, special);
-    };
-    int32_t n = convert();
-    if (n < 0) {
-        text.resize(static_cast<size_t>(-n));
-        n = convert();
-    }
-    text.resize(static_cast<size_t>(std::max(n, 0)));
-    return text;
+    return filled(std::string(tokens.size() * 8 + 64, '\0'), [&](char * data, int32_t size) {
+        return llama_detokenize(vocab, tokens.data(), static_cast<int32_t>(tokens.size()), data, size, false, special);
+    });
 }
 
 std::string cut_at_stop(const std::string & text, const std::vector<std::string> & stop) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from safex.judges import COMPLY, REFUSE
 
 Path: TypeAlias = tuple[int, ...]
 Answers: TypeAlias = Sequence[tuple[str, Sequence[int]]]  # label and tokens
+Weights: TypeAlias = defaultdict[tuple[str, Path], float]  # by side and beginning
 
 SIDES = (REFUSE, COMPLY)
 DEPTH = 6  # tokens of an answer that are looked at
@@ -137,12 +138,12 @@ def _check_both_sides(total: Counter[str], n: int) -> None:
             )
 
 
-def _weights(judged: Answers, total: Counter[str]) -> Counter[tuple[str, Path]]:
+def _weights(judged: Answers, total: Counter[str]) -> Weights:
     """Share of each side's answers that have a beginning."""
-    weight: Counter[tuple[str, Path]] = Counter()
+    weight: Weights = defaultdict(float)
     for label, tokens in judged:
         for path in _prefixes(tokens):
-            weight[label, path] += 1 / total[label]  # type: ignore[assignment]
+            weight[label, path] += 1 / total[label]
     return weight
 
 
@@ -150,11 +151,11 @@ def _prefixes(tokens: Sequence[int]) -> Iterator[Path]:
     return (tuple(tokens[:n]) for n in range(1, min(len(tokens), DEPTH) + 1))
 
 
-def _sum(weight: Counter[tuple[str, Path]], path: Path) -> float:
+def _sum(weight: Weights, path: Path) -> float:
     return sum(weight[side, path] for side in SIDES)
 
 
-def _telling(tokens: Sequence[int], weight: Counter[tuple[str, Path]]) -> Path | None:
+def _telling(tokens: Sequence[int], weight: Weights) -> Path | None:
     """The shortest beginning that is (nearly) one side's; None where there is none, or only behind a rare one."""
     for path in _prefixes(tokens):
         shares = [weight[side, path] for side in SIDES]

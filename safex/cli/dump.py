@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import DeviceError, DiskError, InputError
 
 from .output import Output, number, table
-from .parser import MODEL_HELP, add_model_options, new_file, not_negative, open_model, positive
+from .parser import MODEL_HELP, add_model_options, input_files, new_file, not_negative, open_model, positive
 from .profile import MAX_NEW, load_prompts
 from .progress import Progress, make_progress
 
@@ -114,14 +114,11 @@ def read_groups(spec: str) -> Mapping[str, list[Expert]]:
 
 def output_path(args: argparse.Namespace) -> Path:
     """Where the features go; never over an input. A run that goes on may find its journal there."""
-    from safex.model_file import resolve, shards
+    from safex.model_file import name_of, resolve
 
-    model = resolve(args.model)
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
-    files = [part.partition("=")[2] or part for part in args.prompts or ()]
-    named = filter(None, (args.profile, args.experts))
-    inputs = [*map(str, shards(model)), *files, *named]
-    return new_file(args.output, Path(f"{stem}.features.safetensors"), args.force or args.resume, inputs)
+    default = Path(f"{name_of(resolve(args.model))}.features.safetensors")
+    inputs = input_files(args.model, args.prompts, args.profile, args.experts)
+    return new_file(args.output, default, args.force or args.resume, inputs)
 
 
 def dump(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from .output import Output
 from .parser import (
     MODEL_HELP,
     add_model_options,
+    input_files,
     model_settings,
     new_file,
     not_negative,
@@ -198,14 +198,10 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def output_paths(args: argparse.Namespace) -> tuple[Path, Path]:
     """The result and the answers; never over an input. A run that goes on replaces its own result."""
-    from safex.model_file import resolve, shards
+    from safex.model_file import name_of, resolve
 
-    model = resolve(args.model)
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", model.stem)
-    files = [part.partition("=")[2] or part for part in args.prompts or ()]
-    mask = args.mask or ""
-    named = filter(None, (args.profile, args.text, mask, mask.rpartition(":")[0]))
-    inputs = [*map(str, shards(model)), *files, *named]
+    stem = name_of(resolve(args.model))
+    inputs = input_files(args.model, args.prompts, args.profile, args.text, args.mask)
     again = args.force or args.resume
     output = new_file(args.output, Path(f"{stem}.eval.json"), again, inputs)
     answers = new_file(args.responses, Path(f"{stem}.responses.jsonl"), again, inputs)

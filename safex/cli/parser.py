@@ -179,6 +179,15 @@ def new_file(given: str | None, default: Path, force: bool, inputs: Sequence[str
     return path
 
 
+def input_files(model: str, prompts: Sequence[str] | None, *others: str | None) -> list[str]:
+    """Files that a run reads and must not write: the model's, the prompts', and others (``FILE`` or ``FILE:group``)."""
+    from safex.model_file import resolve, shards
+
+    files = [part.partition("=")[2] or part for part in prompts or ()]
+    named = [name for other in others if other for name in (other, other.rpartition(":")[0]) if name]
+    return [*map(str, shards(resolve(model))), *files, *named]
+
+
 # --- options shared by commands that load a model
 
 

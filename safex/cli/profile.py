@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,11 +127,11 @@ def load_prompts(args: argparse.Namespace) -> PromptSet:
 
 def output_path(args: argparse.Namespace) -> Path:
     """Where the profile goes; never over the model."""
-    from safex.model_file import resolve, shards
+    from safex.model_file import name_of, resolve, shards
 
     model = resolve(args.model)
     if args.output is None:
-        return Path(re.sub(r"-\d{5}-of-\d{5}$", "", model.stem) + ".profile.gguf")
+        return Path(f"{name_of(model)}.profile.gguf")
     if not args.output or args.output.endswith("/"):
         raise InputError(f"-o {args.output!r} names no file; expected a path such as out.profile.gguf")
     output = Path(args.output)

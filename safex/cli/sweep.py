@@ -11,8 +11,8 @@ from safex.errors import DeviceError, DiskError, InputError
 
 from .export import add_export_options, check_export, export
 from .output import Output
-from .parser import MODEL_HELP, add_model_options, new_file, not_negative, open_model, positive
-from .profile import load_prompts, output_path
+from .parser import MODEL_HELP, add_model_options, input_files, new_file, not_negative, open_model, positive
+from .profile import load_prompts
 from .progress import make_steps
 from .sweep_tables import show
 
@@ -217,9 +217,10 @@ def check_files(args: argparse.Namespace) -> tuple[ExpertSet | None, Path, Path 
     """The set to join into, and where results go. Raises InputError before anything is computed."""
     from safex.attribution.tables import NAMES
     from safex.expert_set import ExpertSet
+    from safex.model_file import name_of, resolve
 
-    inputs = [args.model, *([args.join] if args.join else [])]
-    stem = output_path(argparse.Namespace(model=args.model, output=None)).name.removesuffix(".profile.gguf")
+    inputs = input_files(args.model, args.prompts, args.experts, args.join)
+    stem = name_of(resolve(args.model))
     again = replacing(args)
     output = new_file(args.output, Path(f"{stem}.sweep.json"), again.force, inputs)
     check_export(again, NAMES if args.pairs else NAMES[:1])
