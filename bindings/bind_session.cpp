@@ -60,6 +60,18 @@ nb::tuple routes(const safex::RawRoutes & raw, const std::vector<safex::RouterFa
     return nb::make_tuple(stack(raw.ids, routers, -1), stack(raw.weights, routers, 0.0f), stack(raw.probs, routers, 0.0f));
 }
 
+// features [rows, n_embd], n_pooled [n_experts], probs [rows]; where nothing is pooled experts and positions [rows] too.
+nb::dict captured(safex::Captured & c, size_t n_embd) {
+    const size_t n_rows = c.probs.size();
+    nb::dict     dict;
+    dict["features"]  = to_numpy<float, 2>(std::move(c.features), {n_rows, n_embd});
+    dict["n_pooled"]  = to_numpy<uint32_t, 1>(std::move(c.n_pooled), {c.n_pooled.size()});
+    dict["probs"]     = to_numpy<float, 1>(std::move(c.probs), {n_rows});
+    dict["experts"]   = to_numpy<uint32_t, 1>(std::move(c.experts), {c.experts.size()});
+    dict["positions"] = to_numpy<uint32_t, 1>(std::move(c.positions), {c.positions.size()});
+    return dict;
+}
+
 // Text of tokens may end in the middle of a character.
 nb::str to_str(const std::string & text) {
     return nb::steal<nb::str>(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
@@ -91,10 +103,7 @@ nb::dict to_dict(safex::Result && result, const safex::RunOptions & options, con
         dict["routes"] = routes(result.routes, facts.routers);
     }
     if (options.capture) {
-        const size_t n_experts = options.capture->experts.size();
-        const size_t n_embd    = result.features.size() / n_experts;
-        dict["features"]       = to_numpy<float, 2>(std::move(result.features), {n_experts, n_embd});
-        dict["n_pooled"]       = to_numpy<uint32_t, 1>(std::move(result.n_pooled), {n_experts});
+        dict["captured"] = captured(result.captured, static_cast<size_t>(facts.n_embd));
     }
     if (options.logits) {
         const auto n_vocab  = static_cast<size_t>(facts.n_vocab);
@@ -104,7 +113,14 @@ nb::dict to_dict(safex::Result && result, const safex::RunOptions & options, con
     return dict;
 }
 
-// (list of (layer, expert), forced, last, phase)
+safex::Pool to_pool(const std::string & name) {
+    if (name == "last") {
+        return safex::Pool::last;
+    }
+    return name == "none" ? safex::Pool::none : safex::Pool::mean;
+}
+
+// (list of (layer, expert), forced, pool, phase)
 std::optional<safex::Capture> to_capture(const nb::object & capture) {
     if (capture.is_none()) {
         return std::nullopt;
@@ -112,7 +128,7 @@ std::optional<safex::Capture> to_capture(const nb::object & capture) {
     safex::Capture result;
     result.experts   = nb::cast<std::vector<std::pair<int, int>>>(capture[0]);
     result.forced    = nb::cast<bool>(capture[1]);
-    result.last      = nb::cast<bool>(capture[2]);
+    result.pool      = to_pool(nb::cast<std::string>(capture[2]));
     const auto phase = nb::cast<std::string>(capture[3]);
     result.phase     = phase == "suffix"     ? safex::Phase::suffix
                        : phase == "response" ? safex::Phase::response

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt, PromptSet
     from .report import write_report
     from .ses import identify
+    from .token_rows import TokenRows
 
 _HOME = {  # the module that holds a name, and what it is called there if not the same
     "Comparison": "comparison",
@@ -42,6 +43,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "Route": "model",
     "SafexError": "errors",
     "Sweep": "attribution",
+    "TokenRows": "token_rows",
     "UnsupportedError": "errors",
     "compare": "comparison",
     "evaluate": "evaluation",
@@ -70,6 +72,7 @@ __all__ = [
     "Route",
     "SafexError",
     "Sweep",
+    "TokenRows",
     "UnsupportedError",
     "__version__",
     "compare",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from safex.errors import InputError
 from safex.experts import Expert, ExpertLike, ExpertList, to_expert
 from safex.profile_arrays import PHASES, MetaValue, PromptTable, blocks, clean_meta
+from safex.prompts import evenly_spaced
 from safex.roster import Roster, to_experts
 
 Values: TypeAlias = npt.NDArray[np.float32]
@@ -30,7 +32,8 @@ class Features:
 
     ``values``: for each of ``experts`` a float32 array [P, n_embd]. ``n_tokens`` uint32 [E, P] says how many tokens
     were pooled; where it is 0 (with "natural" routing: no token selected the expert) the row is NaN, everywhere else it
-    is finite. ``sets``, ``ids``, ``pairs``, ``categories`` and ``texts`` (or None) are lists of length P. ``roster``
+    is finite. ``router_probs`` float32 [E, P]: the router's probability of the expert, pooled like the outputs but over
+    all tokens of the phase; NaN where it is not known. ``sets``, ``ids``, ``pairs``, ``categories`` and ``texts`` (or None) are lists of length P. ``roster``
     says which groups the experts form and of which they are controls. ``routing``: all tokens went through the expert
     ("forced"), or those that selected it ("natural"). ``pool``: "mean" or "last" token of ``phase``. ``meta``: where
     they come from, keys as in a profile (model.fingerprint, prompts_hash, tool_version, upstream_id ...).
@@ -52,9 +55,12 @@ class Features:
         pool: str = "mean",
         phase: str = "prompt",
         meta: Mapping[str, Any] | None = None,
+        router_probs: Values | None = None,
     ) -> None:
         """Check everything. Raises InputError naming expert and prompt."""
         self.experts, self.values, self.n_tokens = list(experts), list(values), n_tokens
+        unknown = np.full(n_tokens.shape, np.nan, np.float32)
+        self.router_probs = unknown if router_probs is None else router_probs
         self.texts = None if texts is None else list(texts)
         self.roster = roster or Roster()
         self.routing, self.pool, self.phase = routing, pool, phase
@@ -85,6 +91,7 @@ class Features:
         pool: str = "mean",
         phase: str = "prompt",
         meta: Mapping[str, Any] | None = None,
+        router_probs: npt.ArrayLike | None = None,
     ) -> Features:
         """Make features of simulated or imported data: ``values`` [E, P, n_embd], or a list of [P, n_embd].
 
@@ -96,7 +103,8 @@ class Features:
         counts = [~np.isnan(array).all(axis=1) for array in arrays] if n_tokens is None else n_tokens
         table = PromptTable.build(sets, ids, pairs, categories)
         tokens = _to_counts(counts)
-        return cls(to_experts(experts), arrays, tokens, table, texts, roster, routing, pool, phase, meta)
+        probs = None if router_probs is None else _to_floats("router_probs", router_probs, "[n_experts, n_prompts]")
+        return cls(to_experts(experts), arrays, tokens, table, texts, roster, routing, pool, phase, meta, probs)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Features:
@@ -110,6 +118,26 @@ class Features:
         from safex.features_file import save_features
 
         save_features(self, path)
+
+    def limited(self, n: int | None) -> Features:
+        """Those of at most ``n`` prompts of each set (None: all), evenly spaced, as ``PromptSet.limited``."""
+        if n is None:
+            return self
+        rows = evenly_spaced(self.sets, n)
+        table = PromptTable(*([column[row] for row in rows] for column in astuple(self._prompts)))
+        return Features(
+            self.experts,
+            [array[rows] for array in self.values],
+            self.n_tokens[:, rows],
+            table,
+            None if self.texts is None else [self.texts[row] for row in rows],
+            self.roster,
+            self.routing,
+            self.pool,
+            self.phase,
+            self.meta,
+            self.router_probs[:, rows],
+        )
 
     @property
     def prompts(self) -> PromptTable:
@@ -139,11 +167,7 @@ class Features:
         """Place of an expert among ``experts``. Raises InputError for one that was not dumped."""
         found = self._place.get(to_expert(expert))
         if found is None:
-            layers = sorted({one.layer for one in self.experts})
-            raise InputError(
-                f"expert {to_expert(expert)} is not among the {len(self.experts)} experts of these features (of layers "
-                f"{', '.join(map(str, layers))}): dump it too, or is it an expert of another model?"
-            )
+            raise not_dumped(to_expert(expert), self.experts)
         return found
 
     def __repr__(self) -> str:
@@ -184,6 +208,12 @@ class Features:
             raise InputError(
                 f"n_tokens is {found}, expected uint32 [n_experts, n_prompts] = {list(expected)}"
             )
+        probs = self.router_probs
+        if (probs.shape, probs.dtype) != (expected, np.dtype(np.float32)) or (probs < 0).any() or np.isinf(probs).any():
+            raise InputError(
+                f"router_probs is {probs.dtype} {list(probs.shape)}, expected float32 [n_experts, n_prompts] = "
+                f"{list(expected)}, from 0 on"
+            )
         width = self.values[0].shape[-1] if self.values[0].ndim else 0
         for expert, array in zip(self.experts, self.values, strict=True):
             if (array.shape, array.dtype) != ((n_prompts, width), np.dtype(np.float32)) or not width:
@@ -191,6 +221,15 @@ class Features:
                     f"expert {expert}: features are {array.dtype} {list(array.shape)}, expected float32 "
                     f"[n_prompts, n_embd] = {[n_prompts, width or 'at least 1']}"
                 )
+
+
+def not_dumped(expert: Expert, experts: Sequence[Expert]) -> InputError:
+    """What to say of an expert that is not among those of a dump."""
+    layers = ", ".join(map(str, sorted({one.layer for one in experts})))
+    return InputError(
+        f"expert {expert} is not among the {len(experts)} experts of these features (of layers {layers}): dump it too, "
+        "or is it an expert of another model?"
+    )
 
 
 def _check_values(expert: Expert, array: Values, n_tokens: Tokens, prompts: PromptTable) -> None:
@@ -207,13 +246,13 @@ def _check_values(expert: Expert, array: Values, n_tokens: Tokens, prompts: Prom
             raise InputError(f"{name}: no token was pooled, expected a row of NaN")
 
 
-def _to_floats(what: str, values: npt.ArrayLike) -> Values:
+def _to_floats(what: str, values: npt.ArrayLike, shape: str = "[n_prompts, n_embd]") -> Values:
     try:
         array = np.asarray(values, np.float32)
     except (ValueError, TypeError):
         raise InputError(f"{what}: expected numbers in rows of one length") from None
     if array.ndim != 2:
-        raise InputError(f"{what}: expected [n_prompts, n_embd], found {list(array.shape)}")
+        raise InputError(f"{what}: expected {shape}, found {list(array.shape)}")
     return array
 
 

@@ -28,13 +28,15 @@ from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
 
 if TYPE_CHECKING:
+    from .dumping import Dump
     from .features import Features
     from .roster import Roster
+    from .token_rows import TokenRows
 
 Tokens: TypeAlias = Sequence[int]
 Prompts: TypeAlias = "PromptSet | Sequence[str] | Sequence[Tokens]"
 Counter: TypeAlias = Callable[[int], None]
-NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, bool, str]  # experts, forced, last, phase
+NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, str, str]  # experts, forced, pool, phase
 NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
@@ -379,41 +381,54 @@ class Model:
         ...     model.dump(["0:1", "3:2"], ["How do I bake bread?"]).of("3:2").shape
         (1, 128)
         """
-        from .dumping import as_roster, dump_experts
+        dump = self._dump(experts, prompts, routing, pool, phase, max_new, resume, force, progress)
+        return dump.features(output)
+
+    def dump_tokens(
+        self,
+        experts: ExpertList | ExpertSet | Roster,
+        prompts: Prompts,
+        routing: str = "forced",
+        phase: str = "prompt",
+        max_new: int = 64,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> TokenRows:
+        """Outputs of experts at every token of the phase ("natural": those that selected them), as in ``dump``.
+
+        They take 4 * n_embd bytes a token and expert.
+
+        >>> with Model("demo") as model:
+        ...     rows = model.dump_tokens(["0:1"], [[5, 6, 7]]).of("0:1")
+        >>> rows.values.shape, rows.positions.tolist()
+        ((3, 128), [0, 1, 2])
+        """
+        dump = self._dump(experts, prompts, routing, "none", phase, max_new, resume, force, progress)
+        return dump.token_rows(output)
+
+    def _dump(
+        self, experts: ExpertList | ExpertSet | Roster, prompts: Prompts, *settings: Any
+    ) -> Dump:
+        from .dumping import Dump, as_roster
 
         self.require_experts()
         roster = as_roster(experts)
         ExpertSet({"experts": [e._asdict() for e in roster.experts]}).check_model(
             self.layers, self.n_experts, "the model"
         )
-        return dump_experts(
-            self,
-            roster,
-            as_prompt_set(prompts),
-            prompts,
-            routing=routing,
-            pool=pool,
-            phase=phase,
-            max_new=max_new,
-            output=output,
-            resume=resume,
-            force=force,
-            progress=progress,
-        )
+        return Dump(self, roster, as_prompt_set(prompts), prompts, *settings)
 
-    def stream_features(
+    def stream_captured(
         self,
         encoded: Sequence[Encoded],
         capture: NativeCapture,
         max_new: int,
-        deliver: Callable[[int, Any], None],
+        on_result: Callable[[int, dict[str, Any]], None],
         on_tokens: Counter,
     ) -> None:
-        """Run encoded prompts and hand over each one's (n_tokens, features), by its index, as soon as it is done."""
-
-        def on_result(index: int, result: dict[str, Any]) -> None:
-            deliver(index, (result["n_pooled"], result["features"]))
-
+        """Run encoded prompts and hand over what the core captured of each, by its index, as soon as it is done."""
         requests = [_request(item, (0, 0), max_new) for item in encoded]
         self._run(requests, [], on_result, on_tokens, capture=capture)
 

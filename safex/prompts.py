@@ -43,6 +43,20 @@ class Prompt:
     messages: Messages | None = None
 
 
+def evenly_spaced(sets: Sequence[str], n: int) -> list[int]:
+    """Places of at most ``n`` prompts of each set, set by set.
+
+    >>> evenly_spaced(["a", "a", "b", "a", "a"], 2)
+    [0, 3, 2]
+    """
+    kept: list[int] = []
+    for name in dict.fromkeys(sets):
+        of_set = [place for place, its in enumerate(sets) if its == name]
+        size = min(n, len(of_set))
+        kept += [of_set[i * len(of_set) // size] for i in range(size)]
+    return kept
+
+
 class PromptSet(Sequence[Prompt]):
     """An ordered, immutable list of prompts; ids are unique within each set (else :class:`InputError`).
 
@@ -99,14 +113,7 @@ class PromptSet(Sequence[Prompt]):
         >>> PromptSet.of(["one", "two", "three", "four"]).limited(2).texts
         ['one', 'three']
         """
-        if n is None:
-            return self
-        kept: list[Prompt] = []
-        for name in dict.fromkeys(self.sets):
-            of_set = [prompt for prompt in self if prompt.set == name]
-            size = min(n, len(of_set))
-            kept += [of_set[i * len(of_set) // size] for i in range(size)]
-        return PromptSet(kept)
+        return self if n is None else PromptSet([self[row] for row in evenly_spaced(self.sets, n)])
 
     @classmethod
     def concat(cls, parts: Iterable[PromptSet]) -> PromptSet:

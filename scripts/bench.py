@@ -2,7 +2,7 @@
 """Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval
+    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval, dump
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import bench_dump
 import bench_eval
 import bench_identify
 
@@ -60,7 +61,7 @@ RATIOS = (
     Ratio("profile / transformers F32, hooks", "profile", "hf_float32"),
     Ratio("profile / transformers BF16, hooks", "profile", "hf_bfloat16"),
 )
-PARTS = ("profile", "identify", "eval")
+PARTS = ("profile", "identify", "eval", "dump")
 MAX_ABOVE_WEIGHTS = 300 * MB
 MAX_GROWTH = 16 * MB  # 3 KB a prompt: ids and hashes of the texts, which the file needs
 
@@ -259,29 +260,37 @@ def check(title: str, value: float, limit: float | None, unit: str) -> Report:
     return {"title": title, "value": value, "limit": limit, "unit": unit, "ok": ok}
 
 
-def memory_run(plan: Plan, model: Path, n_prompts: int) -> dict[str, int]:
+def memory_run(plan: Plan, model: Path, n_prompts: int, what: str = "profile") -> dict[str, int]:
     """What a fresh process says of its memory."""
-    command = worker("memory", str(model), str(plan.threads), str(n_prompts))
+    command = worker("memory", str(model), str(plan.threads), str(n_prompts), what)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         fail("the memory run failed, see above")
-    print(f"memory: {n_prompts} prompts on {model.name}", file=sys.stderr)
+    print(f"memory, {what}: {n_prompts} prompts on {model.name}", file=sys.stderr)
     answer: dict[str, int] = json.loads(done.stdout)
     return answer
 
 
 def memory_checks(plan: Plan, stock_peak: int) -> list[Report]:
     """Peak memory above the weights on the full model; whether more prompts need more, on the narrow one."""
-    few, many = plan.memory_prompts
+    few = plan.memory_prompts[0]
     full = memory_run(plan, plan.model, few)
-    grown = {n: memory_run(plan, plan.narrow, n) for n in plan.memory_prompts}
-    growth = [(grown[n]["peak"] - grown[n]["before"]) / MB for n in (few, many)]
     above, stock = ((peak - full["weights"]) / MB for peak in (full["peak"], stock_peak))
     return [
         check(f"peak memory above the weights, {few} prompts", above, MAX_ABOVE_WEIGHTS / MB, "MB"),
         check("the same of stock, logits of every token", stock, None, "MB"),
-        check(f"growth while profiling {few} prompts", growth[0], None, "MB"),
-        check(f"growth while profiling {many} prompts", growth[1], growth[0] + MAX_GROWTH / MB, "MB"),
+        *growth_checks(plan, "profile", "profiling"),
+    ]
+
+
+def growth_checks(plan: Plan, what: str, doing: str) -> list[Report]:
+    """Whether more prompts need more memory, on the narrow model."""
+    few, many = plan.memory_prompts
+    grown = {n: memory_run(plan, plan.narrow, n, what) for n in plan.memory_prompts}
+    growth = [(grown[n]["peak"] - grown[n]["before"]) / MB for n in (few, many)]
+    return [
+        check(f"growth while {doing} {few} prompts", growth[0], None, "MB"),
+        check(f"growth while {doing} {many} prompts", growth[1], growth[0] + MAX_GROWTH / MB, "MB"),
     ]
 
 
@@ -309,6 +318,8 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
         measure_profile(plan, build_stock(stock_options), report)
     if "eval" in parts:
         report["ratios"] += measure_eval(plan, build_stock(stock_options))
+    if "dump" in parts:
+        measure_dump(plan, report)
     if "identify" in parts:
         ratios, checks = bench_identify.measure(plan.threads, 2 * plan.rounds + 1)
         report["ratios"] += ratios
@@ -330,6 +341,18 @@ def measure_profile(plan: Plan, stock: Stock, report: Report) -> None:
     report["rates"] = {name: [round(rate, 2) for rate in rates] for name, rates in bench.rates.items()}
     report["ratios"] += ratio_rows(bench.rates, plan.gpu)
     report["checks"] += checks
+
+
+def measure_dump(plan: Plan, report: Report) -> None:
+    """Overhead of dumps over profiles, and their memory, into the report."""
+    ours = Worker(worker("ours", str(plan.model), str(plan.threads), "-1" if plan.gpu else "0"))
+    try:
+        report["ratios"] += bench_dump.overhead(ours.ask, 10 * plan.prompts, plan.rounds)
+    finally:
+        ours.close()
+    if not plan.gpu:
+        for routing in ("natural", "forced"):
+            report["checks"] += growth_checks(plan, routing, f"dumping ({routing})")
 
 
 def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
@@ -489,7 +512,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
     models = (
         [cached(SHAPES[name]) for name in ("full", "narrow")]
-        if {"profile", "eval"} & set(options.part)
+        if {"profile", "eval", "dump"} & set(options.part)
         else [Path()] * 2
     )
     return Plan(

@@ -1,9 +1,11 @@
 """The processes that bench.py measures, each with its model loaded once: bench_workers.py KIND ARGUMENTS...
 
-    ours MODEL THREADS N_GPU_LAYERS     answers "profile|file PROMPTS MIN MAX SEED" and "splits"
+    ours MODEL THREADS N_GPU_LAYERS     answers "profile|file|natural|forced PROMPTS MIN MAX SEED" (the last two: dumps of
+                                        twelve experts into a file) and "splits"
     hf DTYPE THREADS SHAPE              answers "hf PROMPTS MIN MAX SEED": transformers with hooks on the routers;
                                         SHAPE is bench_model's, as JSON
-    memory MODEL THREADS PROMPTS        profiles once, into a file, and tells this process's memory
+    memory MODEL THREADS PROMPTS WHAT   profiles, or dumps (natural, forced), once into a file and tells this process's
+                                        memory
     masked MODEL THREADS                answers "answers PROMPTS MASKS NEW SEED" and "decode SEQUENCES TOKENS NEW SEED",
                                         and on a demo model "sweep SEED" and "naive_sweep PAIRS SEED"
     one MODEL THREADS LIBRARIES         answers "answers COUNT NEW SEED": llama-cpp-python on unpatched libraries
@@ -66,15 +68,27 @@ def ours(model_path: str, threads: str, n_gpu_layers: str) -> None:
     model.profile(random_prompts(1, UBATCH, UBATCH, 0, vocabulary))  # warms up
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bench.profile.gguf"
+        features = Path(folder) / "bench.features.safetensors"
 
         def handle(mode: str, numbers: list[int]) -> Answer:
             if mode == "splits":
                 return splits(model)
             prompts = random_prompts(*numbers, vocabulary)
-            target = output if mode == "file" else None
-            return timed(lambda: model.profile(prompts, output=target, force=True), sum(map(len, prompts)))
+            work = {
+                "profile": lambda: model.profile(prompts),
+                "file": lambda: model.profile(prompts, output=output, force=True),
+                "natural": lambda: dump(model, prompts, "natural", features),
+                "forced": lambda: dump(model, prompts, "forced", features),
+            }
+            return timed(work[mode], sum(map(len, prompts)))
 
         serve(handle)
+
+
+def dump(model: Any, prompts: Prompts, routing: str, output: Path) -> None:
+    """Twelve experts, the same each time."""
+    (experts,) = random_masks(model, 1, random.Random(0))
+    model.dump(experts, prompts, routing=routing, output=output, force=True)
 
 
 def splits(model: Any) -> Answer:
@@ -254,8 +268,8 @@ def status_bytes(key: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def memory(model_path: str, threads: str, n_prompts: str) -> None:
-    """Profile 20 to 120 tokens a prompt into a file; memory right before, with the prompts made, and at the peak."""
+def memory(model_path: str, threads: str, n_prompts: str, what: str = "profile") -> None:
+    """Run 20 to 120 tokens a prompt into a file; memory right before, with the prompts made, and at the peak."""
     import safex
 
     with (
@@ -263,10 +277,17 @@ def memory(model_path: str, threads: str, n_prompts: str) -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         vocabulary = model.facts.n_vocab
-        model.profile(random_prompts(1, UBATCH, UBATCH, 0, vocabulary))
+
+        def run(prompts: Prompts, name: str) -> None:
+            if what == "profile":
+                model.profile(prompts, output=Path(folder) / name)
+            else:
+                dump(model, prompts, what, Path(folder) / name)
+
+        run(random_prompts(1, UBATCH, UBATCH, 0, vocabulary), "first")
         prompts = random_prompts(int(n_prompts), 20, 120, 1, vocabulary)
         before = status_bytes("VmRSS")
-        model.profile(prompts, output=Path(folder) / "bench.profile.gguf")
+        run(prompts, "all")
         answer = {"weights": model.facts.n_bytes, "before": before, "peak": status_bytes("VmHWM")}
     print(json.dumps(answer))
 

@@ -12,10 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import safex
-from safex import Features, InputError
+from safex import Features, InputError, Prompt, PromptSet
 from safex.experts import Expert
-from safex.features_file import CONTENT, MARK, Layout, content_of
+from safex.features_file import KIND, N_TOKENS, ROUTER_PROBS, content_of, layout_of
 from safex.roster import Roster, draw_roster
+from safex.tensors_file import CONTENT
+
+MARK = KIND.mark
 
 SETS = ["regular", "jailbreak", "benign", "benign"]
 ROSTER = Roster({"id": [Expert(1, 0)]}, {"id": {"layer": [[Expert(1, 3)]]}})
@@ -30,6 +33,7 @@ def some_features(**changes: Any) -> Features:
         "values": values,
         "sets": SETS,
         "n_tokens": [[3, 4, 5, 6], [1, 1, 0, 2]],
+        "router_probs": [[0.5, 0.25, 0.125, 0.5], [0.25, 0.5, 0.5, 0.125]],
         "ids": ["a", 'with "quotes"', "c", "ü\nline"],
         "pairs": ["x", "x", None, None],
         "categories": ["fraud", "fraud", None, "facts"],
@@ -86,6 +90,7 @@ BROKEN[0][1, 2] = np.inf
         ({"n_tokens": [[1] * 4, [0] * 4]}, "expert 1:3, prompt 'a' of set 'regular': no token was pooled"),
         ({"n_tokens": [[1] * 3, [1] * 3]}, r"n_tokens is uint32 \[2, 3\], expected uint32 .* = \[2, 4\]"),
         ({"n_tokens": [[1] * 4, [-1] * 4]}, "n_tokens: expected whole numbers from 0 on"),
+        ({"router_probs": [[0.5] * 3] * 2}, r"router_probs is float32 \[2, 3\], expected .* = \[2, 4\]"),
         ({"values": VALUES[:1]}, "one array for each of 2 experts, found 1"),
         ({"values": [VALUES[0], VALUES[1][:, :2]]}, r"expert 1:3: features are float32 \[4, 2\]"),
         ({"values": [VALUES[0][:3], VALUES[1][:3]]}, r"expected float32 \[n_prompts, n_embd\] = \[4, 3\]"),
@@ -109,6 +114,18 @@ def test_bad_arrays_are_refused_by_name(changes: dict[str, Any], message: str) -
         some_features(**changes)
 
 
+def test_limited_features_are_those_of_limited_prompts() -> None:
+    sets = ["regular"] * 5 + ["benign"] * 7
+    features = Features.from_arrays(
+        experts=["0:1"], values=np.arange(24, dtype=float).reshape(1, 12, 2), sets=sets, texts=[str(i) for i in range(12)]
+    )
+    prompts = PromptSet(Prompt(str(i), set_, str(i)) for i, set_ in enumerate(sets)).limited(3)
+    limited = features.limited(3)
+    assert limited.sets == prompts.sets and limited.ids == [p.id for p in prompts] and limited.texts == limited.ids
+    assert limited.of("0:1")[:, 0].tolist() == [2.0 * int(p.id) for p in prompts]
+    assert features.limited(None) is features and features.limited(99).ids == features.ids
+
+
 # --- the file
 
 
@@ -130,9 +147,10 @@ def test_safetensors_itself_reads_the_file(tmp_path: Path) -> None:
     features = some_features()
     features.save(tmp_path / "f.safetensors")
     tensors = load_file(tmp_path / "f.safetensors")
-    assert list(tensors) == ["1:0", "1:3", "n_tokens"] or set(tensors) == {"1:0", "1:3", "n_tokens"}
+    assert set(tensors) == {"1:0", "1:3", "n_tokens", "router_probs"}
     np.testing.assert_array_equal(tensors["1:3"], features.of("1:3"))
     np.testing.assert_array_equal(tensors["n_tokens"], features.n_tokens)
+    np.testing.assert_array_equal(tensors["router_probs"], features.router_probs)
 
 
 def test_rows_may_be_written_in_any_order(tmp_path: Path) -> None:
@@ -141,13 +159,14 @@ def test_rows_may_be_written_in_any_order(tmp_path: Path) -> None:
     settings = {"routing": "natural", "pool": "last", "phase": "suffix"}
     f = features
     content = content_of(f.experts, f.prompts, f.texts, f.roster, settings, f.meta)
-    layout = Layout(f.experts, 4, 3, content)
+    layout = layout_of(f.experts, 4, 3, content)
     with (tmp_path / "f.safetensors").open("wb") as file:
-        layout.write_n_tokens(file.fileno(), f.n_tokens)
-        layout.write_rows(file.fileno(), f.experts[1], 2, f.of("1:3")[2:])
-        layout.write_rows(file.fileno(), f.experts[0], 0, f.of("1:0"))
+        layout.write_rows(file.fileno(), N_TOKENS, 0, f.n_tokens)
+        layout.write_rows(file.fileno(), "1:3", 2, f.of("1:3")[2:])
+        layout.write_rows(file.fileno(), "1:0", 0, f.of("1:0"))
         layout.write_header(file.fileno())
-        layout.write_rows(file.fileno(), f.experts[1], 0, f.of("1:3")[:2])
+        layout.write_rows(file.fileno(), "1:3", 0, f.of("1:3")[:2])
+        layout.write_rows(file.fileno(), ROUTER_PROBS, 0, f.router_probs)
     features.save(tmp_path / "g.safetensors")
     assert (tmp_path / "g.safetensors").read_bytes() == (tmp_path / "f.safetensors").read_bytes()
 
@@ -155,14 +174,15 @@ def test_rows_may_be_written_in_any_order(tmp_path: Path) -> None:
 def test_texts_beyond_the_format_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     features = some_features(texts=["x" * 30_000_000] * 4)
     with pytest.raises(
-        InputError, match="4 prompts take 114 MiB, a features file holds 95: leave the texts out"
+        InputError, match="all prompts take 114 MiB, a file of features holds 95: dump fewer prompts"
     ):
         features.save(tmp_path / "f.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def tensors_of(features: Features) -> dict[str, np.ndarray]:
-    return {str(e): np.array(features.of(e)) for e in features.experts} | {"n_tokens": features.n_tokens}
+    tensors = {str(e): np.array(features.of(e)) for e in features.experts}
+    return tensors | {"n_tokens": features.n_tokens, "router_probs": features.router_probs}
 
 
 def rewritten(path: Path, change: Callable[[dict[str, np.ndarray], dict[str, Any]], object]) -> None:
@@ -198,13 +218,14 @@ def test_a_file_written_by_safetensors_is_read(tmp_path: Path) -> None:
         (lambda t, m: m[CONTENT].update(texts=["a"]), "texts: expected 4 values"),
         (lambda t, m: m[CONTENT].update(roster={"groups": 3}), "groups and controls are of no known shape"),
         (lambda t, m: m[CONTENT].update(roster=None), "groups and controls are of no known shape"),
-        (lambda t, m: m[CONTENT].update(experts=["1:0"]), "holds 3 tensors, expected 2"),
+        (lambda t, m: m[CONTENT].update(experts=["1:0"]), "holds 4 tensors, expected 3"),
         (lambda t, m: m[CONTENT].update(experts=["1:0", "a"]), "expert 'a'"),
         (lambda t, m: m[CONTENT].update(routing="none"), "routing is 'none'"),
-        (lambda t, m: t.pop("1:3"), "holds 2 tensors, expected 3, .*; 1:3 is missing"),
+        (lambda t, m: t.pop("1:3"), "holds 3 tensors, expected 4; 1:3 is missing"),
         (lambda t, m: t.pop("n_tokens"), "n_tokens is missing"),
         (lambda t, m: t.update({"1:3": t["1:3"].astype(np.float64)}), "tensor 1:3 is F64, expected F32"),
         (lambda t, m: t.update(n_tokens=t["n_tokens"].astype(np.int64)), "n_tokens is I64, expected U32"),
+        (lambda t, m: t.update(router_probs=-t["router_probs"]), "router_probs is float32 .*, from 0 on"),
         (lambda t, m: t.update({"1:3": t["1:3"][:3]}), r"expert 1:3: features are float32 \[3, 3\]"),
         (lambda t, m: t.update({"1:3": t["1:3"][0]}), r"expert 1:3: features are float32 \[3\]"),
         (lambda t, m: t.update({"1:0": t["1:0"] * np.float32(np.nan)}), "holds NaN or infinite values"),
@@ -236,7 +257,7 @@ def test_files_cut_anywhere_are_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"expected a features file|expected one made by `dump`"):
+    with pytest.raises(InputError, match=r"expected a file of features|expected one made by `dump`"):
         Features.load(path)
 
 

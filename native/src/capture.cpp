@@ -25,6 +25,17 @@ std::vector<CapturedLayer> captured_layers(const Capture & capture) {
     return result;
 }
 
+// A small matrix product for each token: its outputs, transposed, by which of its ranks hold which captured expert.
+ggml_tensor * pick_selected(ggml_context * ctx, ggml_tensor * outputs, ggml_tensor * ids, ggml_tensor * one_hot) {
+    const int64_t top_k    = ids->ne[0];
+    const int64_t n_tokens = ids->ne[1];
+
+    ggml_tensor * chosen = ggml_get_rows(ctx, one_hot, ggml_reshape_1d(ctx, ids, top_k * n_tokens));
+    chosen               = ggml_reshape_3d(ctx, chosen, one_hot->ne[0], top_k, n_tokens);
+    chosen               = ggml_cont(ctx, ggml_permute(ctx, chosen, 1, 0, 2, 3));  // [top_k, n_experts, n_tokens]
+    return ggml_mul_mat(ctx, ggml_cont(ctx, ggml_permute(ctx, outputs, 1, 0, 2, 3)), chosen);
+}
+
 // One matrix product: the columns of its second factor hold 1 where a (token, rank) belongs to the slot and its id is the
 // expert's. Both factors have the tokens along their rows, hence the transposed outputs.
 ggml_tensor * pool_selected(ggml_context * ctx, ggml_tensor * outputs, ggml_tensor * ids, ggml_tensor * one_hot,

@@ -55,13 +55,9 @@ Runner::Runner(llama_context * context, Tap & tap, const std::vector<Request> & 
     std::iota(free_sequences_.rbegin(), free_sequences_.rend(), 0);
     tap_.set_masks(options_.masks);
     if (options_.capture) {
-        for (const auto & [layer, _] : options_.capture->experts) {
-            const auto & routers = tap_.routers();
-            captured_routers_.push_back(static_cast<size_t>(
-                std::find_if(routers.begin(), routers.end(), [l = layer](const RouterFacts & r) { return r.layer == l; }) -
-                routers.begin()));
-        }
-        tap_.set_capture(*options_.capture, [this](const CaptureLog & log) { take_capture(log); });
+        gathering_.emplace(*options_.capture, tap_.routers());
+        tap_.set_capture(*options_.capture,
+                         [this](const CaptureLog & log, const RouteLog & routes) { take_capture(log, routes); });
     }
     if (options_.statistics || options_.routes || options_.capture) {
         tap_.set_log_handler([this](const RouteLog & log) { take_log(log); });
@@ -215,39 +211,32 @@ void Runner::add_token(Active & active, int32_t token, size_t position, bool out
     slots_.push_back({&active, position, output ? static_cast<int>(n_outputs_++) : -1});
 }
 
-// Pooled for the last token alone, each token of a response takes the place of the one before it.
 bool Runner::is_captured(const Slot & slot) {
     const Capture & capture     = *options_.capture;
     const size_t    prompt_ends = n_prompt(*slot.active);
     if (capture.phase == Phase::response) {
         return slot.position >= prompt_ends;
     }
-    if (slot.position >= prompt_ends || (capture.last && slot.position + 1 < prompt_ends)) {
+    if (slot.position >= prompt_ends || (capture.pool == Pool::last && slot.position + 1 < prompt_ends)) {
         return false;
     }
     const auto n_suffix = static_cast<size_t>(request(*slot.active).n_suffix);
     return capture.phase == Phase::prompt || slot.position + n_suffix >= prompt_ends;
 }
 
-void Runner::assign_slots() {
-    slot_of_batch_.assign(slots_.size(), -1);
-    captured_.clear();
-    for (size_t i = 0; i < slots_.size(); i++) {
-        if (!is_captured(slots_[i])) {
-            continue;
-        }
-        auto found = std::find(captured_.begin(), captured_.end(), slots_[i].active);
-        if (found == captured_.end()) {
-            found = captured_.insert(captured_.end(), slots_[i].active);
-        }
-        slot_of_batch_[i] = static_cast<int32_t>(found - captured_.begin());
+void Runner::prepare_capture() {
+    std::vector<Gathering::Token> tokens;
+    for (const Slot & slot : slots_) {
+        Captured * owner = is_captured(slot) ? &slot.active->result.captured : nullptr;
+        tokens.push_back({owner, static_cast<uint32_t>(slot.position)});
     }
-    tap_.set_slots(slot_of_batch_, std::max<size_t>(1, captured_.size()));
+    gathering_->set_batch(std::move(tokens));
+    tap_.set_slots(gathering_->slot_of_batch(), std::max<size_t>(1, gathering_->n_slots()));
 }
 
 void Runner::decode() {
-    if (options_.capture) {
-        assign_slots();
+    if (gathering_) {
+        prepare_capture();
     }
     forget_errors();
     const int32_t status = llama_decode(context_, batch_);
@@ -277,9 +266,6 @@ void Runner::take_log(const RouteLog & log) {
             const Request & r           = request(*slot.active);
             Result &        result      = slot.active->result;
             const size_t    prompt_ends = n_prompt(*slot.active);
-            if (options_.capture) {
-                take_pooled(log, row);
-            }
             if (options_.routes) {
                 append(result.routes, log, row, tap_.routers());
             }
@@ -300,46 +286,12 @@ void Runner::take_log(const RouteLog & log) {
     }
 }
 
-void Runner::take_pooled(const RouteLog & log, size_t row) {
-    const Slot & slot = slots_[static_cast<size_t>(log.batch_index[row])];
-    if (slot_of_batch_[static_cast<size_t>(log.batch_index[row])] < 0) {
-        return;
-    }
-    const Capture & capture = *options_.capture;
-    slot.active->result.n_pooled.resize(capture.experts.size());
-    for (size_t c = 0; c < capture.experts.size(); c++) {
-        const auto k        = static_cast<size_t>(tap_.routers()[captured_routers_[c]].top_k);
-        const auto ids      = std::span(log.layers[captured_routers_[c]].ids).subspan(row * k, k);
-        const bool selected = std::find(ids.begin(), ids.end(), capture.experts[c].second) != ids.end();
-        uint32_t & n        = slot.active->result.n_pooled[c];
-        const auto added    = static_cast<uint32_t>(capture.forced || selected);
-        n                   = capture.last ? added : n + added;
-    }
-}
-
-// Called from within llama_decode, after take_log.
-void Runner::take_capture(const CaptureLog & log) {
-    const size_t n_experts = options_.capture->experts.size();
-    for (size_t s = 0; s < captured_.size(); s++) {
-        std::vector<float> & features = captured_[s]->result.features;
-        features.resize(n_experts * log.n_embd, 0.0f);
-        for (size_t c = 0; c < n_experts; c++) {
-            const float * from = &log.sums[(c * log.n_slots + s) * log.n_embd];
-            float *       into = &features[c * log.n_embd];
-            for (size_t i = 0; i < log.n_embd; i++) {
-                into[i] = options_.capture->last ? from[i] : into[i] + from[i];
-            }
-        }
-    }
-}
-
-void Runner::finish_capture(Result & result) const {
-    const size_t n_experts = options_.capture->experts.size();
-    const size_t n_embd    = static_cast<size_t>(llama_model_n_embd(llama_get_model(context_)));
-    result.features.resize(n_experts * n_embd, 0.0f);
-    result.n_pooled.resize(n_experts, 0);
-    for (size_t i = 0; i < result.features.size(); i++) {
-        result.features[i] /= static_cast<float>(std::max(1u, result.n_pooled[i / n_embd]));
+// Called from within llama_decode, after take_log: no exception may cross it.
+void Runner::take_capture(const CaptureLog & log, const RouteLog & routes) {
+    try {
+        gathering_->take(log, routes);
+    } catch (...) {
+        log_error_ = std::current_exception();
     }
 }
 
@@ -411,8 +363,8 @@ void Runner::retire() {
         }
         free_cells(*done);
         leave_parent(job(*done).parent);
-        if (options_.capture) {
-            finish_capture(done->result);
+        if (gathering_) {
+            gathering_->finish(done->result.captured, static_cast<size_t>(llama_model_n_embd(llama_get_model(context_))));
         }
         done->result.text = cut_at_stop(detokenize(vocab_, done->result.generated, false), options_.stop);
         on_result_(job(*done).request, std::move(done->result));

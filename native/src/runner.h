@@ -1,6 +1,7 @@
 // Packs requests into full ubatches, decodes them and gathers their results.
 #pragma once
 
+#include "gathering.h"
 #include "loader.h"
 #include "logits.h"
 #include "queue.h"
@@ -10,6 +11,7 @@
 
 #include <chrono>
 #include <map>
+#include <optional>
 #include <vector>
 
 namespace safex {
@@ -62,10 +64,8 @@ class Runner {
     void        decode();
     void        take_log(const RouteLog & log);
     bool        is_captured(const Slot & slot);
-    void        assign_slots();
-    void        take_pooled(const RouteLog & log, size_t row);
-    void        take_capture(const CaptureLog & log);
-    void        finish_capture(Result & result) const;
+    void        prepare_capture();
+    void        take_capture(const CaptureLog & log, const RouteLog & routes);
     void        take_outputs();
     void        take_token(Active & active, std::span<const float> logits);
     void        retire();
@@ -99,9 +99,7 @@ class Runner {
     uint64_t                                  n_done_    = 0;
     bool                                      stopped_   = false;
     ConstantRouterCheck                       constant_;
-    std::vector<size_t>                       captured_routers_;  // of each captured expert, the place of its router
-    std::vector<Active *>                     captured_;          // of each slot of the batch
-    std::vector<int32_t>                      slot_of_batch_;
+    std::optional<Gathering>                  gathering_;  // where RunOptions::capture
     std::exception_ptr                        log_error_;
     std::chrono::steady_clock::time_point     last_tick_;
 };

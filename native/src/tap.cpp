@@ -76,6 +76,7 @@ void Tap::set_capture(const Capture & capture, CaptureHandler handler) {
     captured_layers_ = captured_layers(capture);
     n_captured_      = capture.experts.size();
     capture_forced_  = capture.forced;
+    capture_pools_   = capture.pool != Pool::none;
     forcing_         = false;
     capture_number_++;
     set_slots({}, 1);
@@ -244,6 +245,12 @@ ggml_tensor * Tap::gate_weights(const llm_graph_context & graph, const llm_tap_r
         log.ids           = as_output(ggml_cont(ctx, routing.ids));
         log.weights       = as_output(ggml_cont(ctx, routing.weights));
         log.probs         = as_output(ggml_get_rows(ctx, all, routing.ids));
+        if (const CapturedLayer * found = captured(routing.layer)) {
+            if (in.slots == nullptr) {
+                in.make_capture(graph);
+            }
+            log.captured_probs = as_output(ggml_get_rows(ctx, all, in.captured_ids_of(ctx, *found)));
+        }
     }
     if (in.gains == nullptr) {
         return routing.weights;
@@ -267,7 +274,7 @@ ggml_tensor * Tap::forced_experts(const llm_graph_context & graph, int layer) {
         in.make_capture(graph);
     }
     forcing_ = true;
-    return in.forced_ids_of(graph.ctx0, *found);
+    return in.captured_ids_of(graph.ctx0, *found);
 }
 
 // In the last layer a token's experts matter only to its own logits: where none are asked for, its routing is all there
@@ -302,23 +309,27 @@ ggml_tensor * Tap::expert_outputs(const llm_graph_context & graph, ggml_tensor *
         return outputs;
     }
     TapInput &            in    = input(graph);
+    LayerLog &            log   = in.log_of(layer);
     const CapturedLayer * found = captured(layer);
     if (found != nullptr && forced == capture_forced_) {
-        if (in.slots == nullptr) {
-            in.make_capture(graph);
-        }
-        ggml_tensor * sums =
-            forced ? pool_all(graph.ctx0, outputs, in.slots)
-                   : pool_selected(graph.ctx0, outputs, in.log_of(layer).ids, in.one_hot_of(graph.ctx0, *found), in.slots);
-        ggml_set_output(sums);
-        ggml_build_forward_expand(graph.gf, sums);
-        in.pooled.emplace_back(found, sums);
+        log.captured = found;
+        log.outputs  = captured_outputs(graph.ctx0, in, log, outputs);
+        ggml_set_output(log.outputs);
+        ggml_build_forward_expand(graph.gf, log.outputs);
     }
     if (forced) {
         return nullptr;
     }
-    ggml_tensor * gains = in.log_of(layer).gains;
-    return gains == nullptr ? outputs : ggml_mul(graph.ctx0, outputs, gains);
+    return log.gains == nullptr ? outputs : ggml_mul(graph.ctx0, outputs, log.gains);
+}
+
+ggml_tensor * Tap::captured_outputs(ggml_context * ctx, const TapInput & in, const LayerLog & log, ggml_tensor * outputs) {
+    if (capture_forced_) {
+        return capture_pools_ ? pool_all(ctx, outputs, in.slots) : ggml_cont(ctx, outputs);
+    }
+    ggml_tensor * one_hot = in.one_hot_of(ctx, *log.captured);
+    return capture_pools_ ? pool_selected(ctx, outputs, log.ids, one_hot, in.slots)
+                          : pick_selected(ctx, outputs, log.ids, one_hot);
 }
 
 void Tap::graph_computed(const llm_graph_result & result, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {
@@ -351,20 +362,37 @@ void Tap::learn_routers(const TapInput & input) {
 }
 
 void Tap::read_capture(const TapInput & input) {
-    std::vector<float> sums;
-    for (const auto & [layer, tensor] : input.pooled) {
-        sums.resize(static_cast<size_t>(ggml_nelements(tensor)));
-        ggml_backend_tensor_get(tensor, sums.data(), 0, ggml_nbytes(tensor));
-        const size_t n_of_expert = sums.size() / layer->places.size();
-        capture_log_.n_embd      = static_cast<size_t>(tensor->ne[0]);
-        capture_log_.n_slots     = static_cast<size_t>(tensor->ne[1]);
-        capture_log_.sums.resize(n_captured_ * n_of_expert);
-        for (size_t c = 0; c < layer->places.size(); c++) {
-            std::copy_n(sums.begin() + static_cast<ptrdiff_t>(c * n_of_expert), n_of_expert,
-                        capture_log_.sums.begin() + static_cast<ptrdiff_t>(layer->places[c] * n_of_expert));
+    std::vector<float> values;
+    const auto         read = [&](const ggml_tensor * tensor) {
+        values.resize(static_cast<size_t>(ggml_nelements(tensor)));
+        ggml_backend_tensor_get(tensor, values.data(), 0, ggml_nbytes(tensor));
+    };
+    // Row `row` of `n_rows` of the layer's expert `c`, `size` floats long, to its place in `into`.
+    const auto place = [&](std::vector<float> & into, const CapturedLayer & layer, size_t size, size_t n_rows,
+                           bool rows_first) {
+        into.resize(n_captured_ * n_rows * size);
+        const size_t n = layer.places.size();
+        for (size_t c = 0; c < n; c++) {
+            for (size_t row = 0; row < n_rows; row++) {
+                const size_t from = rows_first ? c * n_rows + row : row * n + c;
+                std::copy_n(values.begin() + static_cast<ptrdiff_t>(from * size), size,
+                            into.begin() + static_cast<ptrdiff_t>((layer.places[c] * n_rows + row) * size));
+            }
         }
+    };
+    const auto n_tokens = static_cast<size_t>(input.n_tokens);
+    for (const LayerLog & log : input.logs) {
+        if (log.outputs == nullptr) {
+            continue;
+        }
+        capture_log_.n_embd = static_cast<size_t>(log.outputs->ne[0]);
+        capture_log_.n_rows = capture_pools_ ? static_cast<size_t>(log.outputs->ne[1]) : n_tokens;
+        read(log.outputs);
+        place(capture_log_.outputs, *log.captured, capture_log_.n_embd, capture_log_.n_rows, capture_pools_);
+        read(log.captured_probs);
+        place(capture_log_.probs, *log.captured, 1, n_tokens, false);
     }
-    capture_handler_(capture_log_);
+    capture_handler_(capture_log_, log_);
 }
 
 void Tap::read_log(const TapInput & input, const llama_ubatch & ubatch, ggml_backend_sched_t sched) {

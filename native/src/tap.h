@@ -18,19 +18,20 @@ namespace safex {
 constexpr uint32_t max_sequences = 64;
 
 class TapInput;
+struct LayerLog;
 
 class Tap final : public llm_graph_tap {
   public:
     using LogHandler     = std::function<void(const RouteLog &)>;
-    using CaptureHandler = std::function<void(const CaptureLog &)>;
+    using CaptureHandler = std::function<void(const CaptureLog &, const RouteLog &)>;
 
     // A route log is made and handed over after each ubatch; an empty handler switches it off.
     void set_log_handler(LogHandler handler) { log_handler_ = std::move(handler); }
 
-    // Outputs of experts are pooled and handed over after each ubatch, behind its route log, which must be on; an empty
-    // handler switches it off. The experts have been checked.
+    // Outputs of experts are handed over after each ubatch, with its route log, which must be on; an empty handler
+    // switches it off. The experts have been checked.
     void set_capture(const Capture & capture, CaptureHandler handler);
-    // Of the next batch: the slot of each token, -1 for none, and how many there are.
+    // Of the next batch: the slot of each token, -1 for none, and how many there are. Unused where nothing is pooled.
     void set_slots(std::vector<int32_t> slot_of_batch, size_t n_slots);
 
     // Sequences start without a mask; number 0 is "none", n is masks[n - 1]. Masks have been checked. Masks in use take a
@@ -72,8 +73,9 @@ class Tap final : public llm_graph_tap {
     void                  fill_row(size_t row, size_t n_experts, size_t n_layers);
     void                  learn_routers(const TapInput & input);
     const CapturedLayer * captured(int layer) const;
-    void                  read_capture(const TapInput & input);
-    void                  read_log(const TapInput & input, const llama_ubatch & ubatch, ggml_backend_sched_t sched);
+    ggml_tensor * captured_outputs(ggml_context * ctx, const TapInput & in, const LayerLog & log, ggml_tensor * outputs);
+    void          read_capture(const TapInput & input);
+    void          read_log(const TapInput & input, const llama_ubatch & ubatch, ggml_backend_sched_t sched);
 
     // A row of the tables, and how many sequences use it. Row 0 is "none".
     struct Row {
@@ -97,6 +99,7 @@ class Tap final : public llm_graph_tap {
     std::vector<CapturedLayer> captured_layers_;
     size_t                     n_captured_     = 0;
     bool                       capture_forced_ = false;
+    bool                       capture_pools_  = true;
     uint32_t                   capture_number_ = 0;  // of the set_capture calls so far
     std::vector<int32_t>       slot_of_batch_;
     size_t                     n_slots_   = 1;

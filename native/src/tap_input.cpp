@@ -78,7 +78,7 @@ void TapInput::fill_capture(const llama_ubatch & ubatch) {
     }
     set_tensor(slots, members.data());
     set_tensor(one_hot, chosen.data());
-    set_tensor(forced_ids, ids.data());
+    set_tensor(captured_ids, ids.data());
 }
 
 void TapInput::make_capture(const llm_graph_context & graph) {
@@ -91,9 +91,8 @@ void TapInput::make_capture(const llm_graph_context & graph) {
     ggml_context * ctx = graph.ctx0;
     n_experts          = static_cast<int>(graph.n_expert);
     slots = as_input(ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_tokens, static_cast<int64_t>(tap_.n_slots_)), "safex_slots");
-    if (tap_.capture_forced_) {
-        forced_ids = as_input(ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_captured * n_tokens), "safex_forced_ids");
-    } else {
+    captured_ids = as_input(ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_captured * n_tokens), "safex_captured_ids");
+    if (!tap_.capture_forced_) {
         one_hot = as_input(ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_captured * n_experts), "safex_one_hot");
     }
 }
@@ -104,9 +103,9 @@ ggml_tensor * TapInput::one_hot_of(ggml_context * ctx, const CapturedLayer & lay
                         layer.n_before * static_cast<size_t>(n_experts) * sizeof(float));
 }
 
-ggml_tensor * TapInput::forced_ids_of(ggml_context * ctx, const CapturedLayer & layer) const {
+ggml_tensor * TapInput::captured_ids_of(ggml_context * ctx, const CapturedLayer & layer) const {
     const auto n = static_cast<int64_t>(layer.experts.size());
-    return ggml_view_2d(ctx, forced_ids, n, n_tokens, layer.experts.size() * sizeof(int32_t),
+    return ggml_view_2d(ctx, captured_ids, n, n_tokens, layer.experts.size() * sizeof(int32_t),
                         layer.n_before * static_cast<size_t>(n_tokens) * sizeof(int32_t));
 }
 

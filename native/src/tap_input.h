@@ -4,7 +4,6 @@
 #include "llama-graph.h"
 #include "tap.h"
 
-#include <utility>
 #include <vector>
 
 namespace safex {
@@ -15,6 +14,10 @@ struct LayerLog {
     ggml_tensor * weights = nullptr;  // F32 [1, top_k, n_tokens]
     ggml_tensor * probs   = nullptr;  // F32 [1, top_k, n_tokens]
     ggml_tensor * gains   = nullptr;  // F32 [1, top_k, n_tokens], where they wait for the expert outputs
+
+    const CapturedLayer * captured       = nullptr;
+    ggml_tensor *         outputs        = nullptr;  // F32 [n_embd, n_slots, experts captured], or with n_tokens last
+    ggml_tensor *         captured_probs = nullptr;  // F32 [1, experts captured, n_tokens]
 };
 
 // Lives and dies with the graph, before which the tap must not go.
@@ -31,7 +34,8 @@ class TapInput final : public llm_graph_input_i {
     LayerLog &    log_of(int layer);
     void          make_capture(const llm_graph_context & graph);
     ggml_tensor * one_hot_of(ggml_context * ctx, const CapturedLayer & layer) const;
-    ggml_tensor * forced_ids_of(ggml_context * ctx, const CapturedLayer & layer) const;
+    // I32 [experts of the layer, n_tokens]: the captured ones for every token.
+    ggml_tensor * captured_ids_of(ggml_context * ctx, const CapturedLayer & layer) const;
     // I32 [n_outputs]: the tokens whose logits are asked for.
     ggml_tensor * wanted_rows(ggml_context * ctx);
 
@@ -51,12 +55,10 @@ class TapInput final : public llm_graph_input_i {
     int                   n_layers     = 0;
     ggml_tensor *         slots        = nullptr;  // F32 [n_tokens, n_slots], where the tap captures
     ggml_tensor *         one_hot      = nullptr;  // F32, of each captured layer [experts of it, n_experts]
-    ggml_tensor *         forced_ids   = nullptr;  // I32, of each captured layer [experts of it, n_tokens]
+    ggml_tensor *         captured_ids = nullptr;  // I32, of each captured layer [experts of it, n_tokens]
     bool                  picks_rows   = false;    // the head got its rows
     bool                  keeps_rows   = false;
     std::vector<LayerLog> logs;
-    // F32 [n_embd, n_slots, experts of the layer], with the layer they are of
-    std::vector<std::pair<const CapturedLayer *, ggml_tensor *>> pooled;
 };
 
 }  // namespace safex

@@ -3,6 +3,7 @@
 // by ggml's ops.cpp, compiled for each CPU variant.
 #pragma once
 
+#include "ggml-cpu-impl.h"
 #include "ggml.h"
 
 #include <cstdint>
@@ -57,4 +58,31 @@ static inline bool safex_mostly_closed(const char * mask, size_t row_bytes, int 
         n_tiles += found > 0;
     }
     return n_open * worth < n_tiles * tile * n_rows;
+}
+
+// Computes all rows of an attention token by token, all heads of a token one after another, so that its cells stay in the
+// cache; `attend` computes row head * n_tokens + token. False, and nothing done, where the mask leaves too many cells open.
+template <typename Attend>
+static bool safex_by_token(const ggml_compute_params * params, const ggml_tensor * q, const ggml_tensor * k,
+                           const ggml_tensor * mask, int tile, const Attend & attend) {
+    const int64_t n_tokens = q->ne[1];
+    if (!mask || n_tokens == 1 || q->ne[3] != 1 || mask->ne[2] != 1 || mask->ne[3] != 1) {
+        return false;
+    }
+    for (int64_t token = 0; token < n_tokens; token += tile) {
+        const auto   n_rows = static_cast<int>(token + tile < n_tokens ? tile : n_tokens - token);
+        const char * rows   = static_cast<const char *>(mask->data) + static_cast<size_t>(token) * mask->nb[1];
+        if (!safex_mostly_closed(rows, mask->nb[1], n_rows, k->ne[1], tile)) {
+            return false;
+        }
+    }
+    const int64_t n_groups = k->ne[2];  // of heads that read the same cells
+    const int64_t n_heads  = q->ne[2] / n_groups;
+    const int64_t n_units  = n_tokens * n_groups;
+    for (int64_t unit = params->ith * n_units / params->nth; unit < (params->ith + 1) * n_units / params->nth; unit++) {
+        for (int64_t i = 0; i < n_heads; i++) {
+            attend((unit % n_groups * n_heads + i) * n_tokens + unit / n_groups);
+        }
+    }
+    return true;
 }

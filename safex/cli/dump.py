@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from safex.model import Model
     from safex.prompts import PromptSet
     from safex.roster import Roster
+    from safex.token_rows import TokenRows
 
 USAGE = "MODEL --experts SPEC [options]"
 DESCRIPTION = """\
 Keep what experts put out for each prompt, before the gate weight, pooled over its tokens: the features that `probe`
 reads. Random experts of the same layers, and as often selected, are dumped beside them as controls. A run that was
-stopped goes on with --resume."""
+stopped goes on with --resume. With --tokens every token's output is kept; with --prompt one text's, as the JSON of the
+official SAFEx probe."""
 EXAMPLE = """\
   safex-native dump demo --experts demo.experts.json
   safex-native dump model.gguf --experts experts.json:id --routing natural --profile model.profile.gguf
-  safex-native dump model.gguf --experts 3:17,4:2 --controls 0 -o two.features.safetensors"""
+  safex-native dump model.gguf --experts 3:17,4:2 --tokens --routing natural -o two.tokens.safetensors
+  safex-native dump model.gguf --experts 3:17,4:2 --prompt "How do I bake bread?" -o bread.json"""
 DRAWS = 20
 
 
@@ -47,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="forced = every token goes through each expert, beside the model's own routing; natural = the tokens that "
         "select it (default forced)",
     )
-    add("--pool", choices=("mean", "last"), default="mean", help="over the phase's tokens (default mean)")
+    add("--pool", choices=("mean", "last"), help="over the phase's tokens (default mean)")
+    add("--tokens", action="store_true", help="keep the output at every token, unpooled")
     add("--phase", choices=("prompt", "suffix", "response"), default="prompt", help="default prompt")
     add(
         "--max-new",
@@ -58,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--controls",
         type=not_negative,
-        default=DRAWS,
         metavar="N",
-        help=f"draws of control experts for each group and kind, 0 for none (default {DRAWS})",
+        help=f"draws of control experts for each group and kind, 0 for none (default {DRAWS}, with --tokens 0)",
     )
     add(
         "--profile",
@@ -73,10 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET=FILE",
         help="prompts of a set; may be repeated (default: the sets that ship with safex-native)",
     )
+    add("--prompt", metavar="TEXT", help="this text alone: writes {\"L-E\": [output]} as JSON")
+    add("--raw", action="store_true", help="with --prompt: the text as it is, without the chat template")
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
     add("--seed", type=not_negative, default=0, metavar="N", help="of the control draws (default 0)")
-    add("-o", "--output", metavar="OUT", help="default: MODEL's name + .features.safetensors, here")
+    add(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="default: MODEL's name + .features.safetensors, .tokens.safetensors or .outputs.json, here",
+    )
     add("--resume", action="store_true", help="go on with a run that was stopped")
     add("--force", action="store_true", help="replace OUT if it exists")
     add_model_options(parser)
@@ -85,20 +96,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what can be checked, load the model, dump, report."""
     out = Output(args)
-    if args.max_new is not None and args.phase != "response":
-        raise InputError("--max-new needs --phase response: without it no answers are generated")
+    check_options(args)
     groups = read_groups(args.experts)
-    prompts = load_prompts(args).limited(args.limit)
+    prompts = None if args.prompt is not None else load_prompts(args).limited(args.limit)
     output = output_path(args)
+    if prompts is None:
+        return dump_one(args, groups, output, out)
     with make_progress(args.model, args.quiet) as progress:
         try:
-            features = dump(args, groups, prompts, output, progress)
+            dumped = dump(args, groups, prompts, output, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {saved(output, progress, len(prompts))}") from None
         except (DiskError, DeviceError) as error:
             raise type(error)(f"{error}; {saved(output, progress, len(prompts))}") from error
-    show(out, features, output, progress)
+    show(out, dumped, output, progress)
     return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Options that don't go together. Raises InputError."""
+    if args.max_new is not None and args.phase != "response":
+        raise InputError("--max-new needs --phase response: without it no answers are generated")
+    if args.tokens and args.pool is not None:
+        raise InputError("--tokens keeps every token, --pool one vector a prompt: give one of them")
+    if args.raw and args.prompt is None:
+        raise InputError("--raw needs --prompt: prompts of a file are templated")
+    if args.prompt is None:
+        return
+    if not args.prompt.strip():
+        raise InputError("--prompt is empty; give it a text")
+    for name in ("prompts", "column", "limit", "controls", "profile", "tokens", "resume"):
+        if getattr(args, name):
+            raise InputError(f"--{name} does not go with --prompt, which dumps one text and no controls")
+
+
+def dump_one(args: argparse.Namespace, groups: Mapping[str, list[Expert]], output: Path, out: Output) -> int:
+    """One text, as the JSON of the official probe: ``{"L-E": [n_embd numbers]}``, null where no token was pooled."""
+    from safex import disk
+    from safex.roster import Roster
+
+    with make_progress(args.model, args.quiet) as progress, open_model(args, progress.loading) as model:
+        prompts: Any = [model.tokenize(args.prompt)] if args.raw else [args.prompt]
+        features = model.dump(Roster(dict(groups)), prompts, **settings_of(args), progress=progress.running)
+    outputs = {
+        f"{expert.layer}-{expert.expert}": values[0].tolist() if present else None
+        for expert, values, present in zip(
+            features.experts, features.values, features.n_tokens[:, 0].tolist(), strict=True
+        )
+    }
+    with disk.replacing(output) as (fd, _):
+        disk.write_at(fd, 0, (json.dumps(outputs) + "\n").encode())
+    out.text(f"Outputs of {len(outputs)} experts: {output}")
+    out.result({"output": str(output), "outputs": outputs})
+    return 0
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``Model.dump`` is told of outputs and tokens."""
+    how = {"routing": args.routing, "phase": args.phase, "max_new": args.max_new or MAX_NEW}
+    return how if args.tokens else how | {"pool": args.pool or "mean"}
 
 
 def read_groups(spec: str) -> Mapping[str, list[Expert]]:
@@ -116,7 +172,8 @@ def output_path(args: argparse.Namespace) -> Path:
     """Where the features go; never over an input. A run that goes on may find its journal there."""
     from safex.model_file import name_of, resolve
 
-    default = Path(f"{name_of(resolve(args.model))}.features.safetensors")
+    kind = "outputs.json" if args.prompt is not None else "tokens.safetensors" if args.tokens else "features.safetensors"
+    default = Path(f"{name_of(resolve(args.model))}.{kind}")
     inputs = input_files(args.model, args.prompts, args.profile, args.experts)
     return new_file(args.output, default, args.force or args.resume, inputs)
 
@@ -127,21 +184,20 @@ def dump(
     prompts: PromptSet,
     output: Path,
     progress: Progress,
-) -> Features:
+) -> Features | TokenRows:
     """Run it as the options say."""
     with open_model(args, progress.loading) as model:
-        return model.dump(
+        dumping: Any = model.dump_tokens if args.tokens else model.dump
+        dumped: Features | TokenRows = dumping(
             make_roster(args, groups, model, prompts),
             prompts,
-            routing=args.routing,
-            pool=args.pool,
-            phase=args.phase,
-            max_new=args.max_new or MAX_NEW,
+            **settings_of(args),
             output=output,
             resume=args.resume,
             force=args.force,
             progress=progress.running,
         )
+    return dumped
 
 
 def make_roster(
@@ -150,10 +206,11 @@ def make_roster(
     """The groups and their controls. Raises InputError for experts or a profile that are not this model's."""
     from safex.roster import Roster, draw_roster
 
-    if not args.controls:
+    draws = args.controls if args.controls is not None else 0 if args.tokens else DRAWS
+    if not draws:
         return Roster(dict(groups))
     activation = _activation(args, model, prompts)
-    return draw_roster(groups, model.layers, model.n_experts, activation, draws=args.controls, seed=args.seed)
+    return draw_roster(groups, model.layers, model.n_experts, activation, draws=draws, seed=args.seed)
 
 
 def _activation(args: argparse.Namespace, model: Model, prompts: PromptSet) -> Any:
@@ -175,34 +232,40 @@ def saved(output: Path, progress: Progress, total: int) -> str:
     return f"{progress.done} of {total} prompts saved in {output}.journal; go on with --resume"
 
 
-def show(out: Output, features: Features, output: Path, progress: Progress) -> None:
+def show(out: Output, dumped: Features | TokenRows, output: Path, progress: Progress) -> None:
     """How many experts of what kind, and how many prompts have features."""
-    rows = summary(features)
+    from safex.features import Features
+
+    rows = summary(dumped)
     body = [[row["role"], str(row["experts"]), f"{row['present']:.1%}"] for row in rows]
+    what = f"Routing {dumped.routing}, phase {dumped.phase}"
+    if isinstance(dumped, Features):
+        what += f", {dumped.pool} of the tokens"
     out.text(
-        f"Features of {len(features.sets)} prompts x {features.n_embd}, routing {features.routing}, "
-        f"{features.pool} of phase {features.phase}",
+        f"{what}; {number(len(dumped.prompts.ids))} prompts",
         table(["role", "experts", "prompts with features"], body, right=(1, 2)),
     )
-    for note in features.roster.notes:
+    for note in dumped.roster.notes:
         out.note(f"note: {note}")
-    out.text(
-        f"Speed: {number(progress.tokens)} tokens in {progress.seconds:.1f} s",
-        f"Features: {output}",
-        f"Next: safex-native probe {output}",
-    )
-    out.result(
-        {"features": str(output), "prompts": len(features.sets), "n_embd": features.n_embd, "roles": rows}
-    )
+    out.text(f"Speed: {number(progress.tokens)} tokens in {progress.seconds:.1f} s")
+    if isinstance(dumped, Features):
+        out.text(f"Features: {output}", f"Next: safex-native probe {output}")
+    else:
+        n_rows = sum(len(of.values) for of in dumped.rows)
+        out.text(f"Token rows: {output} ({number(n_rows)} rows)")
+    result = {"output": str(output), "prompts": len(dumped.prompts.ids), "roles": rows}
+    out.result(result)
 
 
-def summary(features: Features) -> list[dict[str, Any]]:
-    """A row for each role: how many experts, and the share of (expert, prompt) pairs with features."""
-    roles = features.roles
-    names = dict.fromkeys(role for of in roles for role in of)
+def summary(dumped: Features | TokenRows) -> list[dict[str, Any]]:
+    """A row for each role: how many experts, and the share of (expert, prompt) pairs with outputs."""
+    from safex.features import Features
+
+    roles = dumped.roster.roles
+    counts = dumped.n_tokens if isinstance(dumped, Features) else dumped.n_rows
     rows = []
-    for name in names:
-        chosen = [i for i, of in enumerate(roles) if name in of]
-        present = float((features.n_tokens[chosen] > 0).mean())
+    for name in dict.fromkeys(role for of in roles.values() for role in of):
+        chosen = [i for i, expert in enumerate(dumped.experts) if name in roles.get(expert, ())]
+        present = float((counts[chosen] > 0).mean())
         rows.append({"role": name, "experts": len(chosen), "present": present})
     return rows

@@ -25,7 +25,7 @@ DESCRIPTION = """\
 Train linear probes on the outputs of experts: can harmful prompts be told from harmless ones there, alone and as a
 group? Every prompt is scored by probes that saw neither it nor its twins. Beside them: random experts of the same
 layers and as often selected, the larger class, a bag of words, shuffled labels, learning curves, and probes of plain
-requests tried on disguised ones."""
+requests tried on disguised ones. Time grows with the cube of the number of prompts: --limit bounds it."""
 EXAMPLE = """\
   safex-native probe demo.features.safetensors
   safex-native probe model.features.safetensors --task regular-benign --hold-out category --csv tables
@@ -61,6 +61,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="what to tell apart: harmful (regular and jailbreak against benign), regular-benign, regular-jailbreak, "
         "or sets such as regular+jailbreak:benign; may be repeated (default: those three, as far as the prompts go)",
     )
+    add("--limit", type=positive, metavar="N", help="probe at most N prompts of each set, evenly spaced")
     add("--hold-out", choices=("category",), help="test on whole categories that no training prompt is of")
 
 
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = Output(args)
     output = new_file(args.output, default_output(args.features), args.force, inputs_of(args))
-    features = Features.load(args.features)
+    features = Features.load(args.features).limited(args.limit)
     _check_export(args)
     groups = read_groups(args.experts) if args.experts is not None else None
     try:

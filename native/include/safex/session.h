@@ -62,13 +62,26 @@ constexpr int same_mask = -1;
 
 enum class Phase { prompt, suffix, response };
 
-// Expert outputs to keep, before the gate weight, pooled over each request's tokens of one phase.
+// What is kept of a phase's outputs: their mean, the one at the last token, or all of them.
+enum class Pool { mean, last, none };
+
+// Expert outputs to keep, before the gate weight, of each request's tokens of one phase.
 struct Capture {
     std::vector<std::pair<int, int>> experts;  // (layer, expert), no two alike
     bool forced = false;                       // every token goes through each expert, beside the model's own routing;
                                                // else the tokens that selected it
-    bool  last  = false;                       // the output at the phase's last token instead of the mean
+    Pool  pool  = Pool::mean;
     Phase phase = Phase::prompt;
+};
+
+// What a capture gives of one request. A row is one expert's output, pooled or (Pool::none) at one token.
+struct Captured {
+    std::vector<float>    features;      // [rows, n_embd]: a row for each expert, 0 where none was pooled
+    std::vector<uint32_t> n_pooled;      // [n_experts] tokens behind it
+    std::vector<float>    probs;         // of each row, the router's probability of the expert, pooled over all of the phase
+    uint32_t              n_tokens = 0;  // that these were pooled over
+    // Pool::none: of each row, which expert of the capture and which token. In the order of the tokens.
+    std::vector<uint32_t> experts, positions;
 };
 
 // One prompt to run. Tokens are processed as given.
@@ -93,15 +106,14 @@ struct RawRoutes {
 };
 
 struct Result {
-    std::vector<int32_t>  generated;
-    Finish                finish = Finish::prompt;
-    std::string           text;                      // of what was generated, up to the stop string if one ended it
-    std::vector<float>    scores;                    // [1 + n_forced, n_targets], where RunOptions::targets
-    Statistics            prompt, suffix, response;  // where RunOptions::statistics
-    RawRoutes             routes;                    // where RunOptions::routes
-    std::vector<float>    features;                  // [n_experts, n_embd] of RunOptions::capture, 0 where none was pooled
-    std::vector<uint32_t> n_pooled;                  // [n_experts] tokens behind each of them
-    std::vector<float>    logits;                    // [n_tokens, n_vocab] of the prompt, where RunOptions::logits
+    std::vector<int32_t> generated;
+    Finish               finish = Finish::prompt;
+    std::string          text;                      // of what was generated, up to the stop string if one ended it
+    std::vector<float>   scores;                    // [1 + n_forced, n_targets], where RunOptions::targets
+    Statistics           prompt, suffix, response;  // where RunOptions::statistics
+    RawRoutes            routes;                    // where RunOptions::routes
+    Captured             captured;                  // where RunOptions::capture
+    std::vector<float>   logits;                    // [n_tokens, n_vocab] of the prompt, where RunOptions::logits
 };
 
 struct RunOptions {
