@@ -34,7 +34,10 @@ class Pooled(NamedTuple):
     def unpack(cls, data: memoryview, n_experts: int) -> Pooled:
         """The inverse of ``pack``."""
         size = 4 * n_experts
-        n_tokens, probs = np.frombuffer(data[:size], np.uint32), np.frombuffer(data[size : 2 * size], np.float32)
+        n_tokens, probs = (
+            np.frombuffer(data[:size], np.uint32),
+            np.frombuffer(data[size : 2 * size], np.float32),
+        )
         return cls(n_tokens, probs, np.frombuffer(data[2 * size :], np.float32).reshape(n_experts, -1))
 
 
@@ -60,12 +63,17 @@ class Unpooled(NamedTuple):
     def unpack(cls, data: memoryview) -> Unpooled:
         """The inverse of ``pack``."""
         n_tokens, n_rows = np.frombuffer(data[:8], np.uint32).tolist()
-        start, parts = 8, []
-        for n, dtype in ((n_tokens, np.int32), (n_rows, np.uint32), (n_rows, np.uint32), (n_rows, np.float32)):
-            parts.append(np.frombuffer(data[start : start + 4 * n], dtype))
-            start += 4 * n
-        values = np.frombuffer(data[start:], np.float32)
-        return cls(*parts, values.reshape(n_rows, -1 if n_rows else 0))
+        ends = (8 + 4 * np.cumsum([n_tokens, n_rows, n_rows, n_rows])).tolist()
+        tokens, experts, positions, probs, values = (
+            data[start:end] for start, end in zip([8, *ends], [*ends, None], strict=True)
+        )
+        return cls(
+            np.frombuffer(tokens, np.int32),
+            np.frombuffer(experts, np.uint32),
+            np.frombuffer(positions, np.uint32),
+            np.frombuffer(probs, np.float32),
+            np.frombuffer(values, np.float32).reshape(n_rows, -1 if n_rows else 0),
+        )
 
 
 Kept = TypeVar("Kept", Pooled, Unpooled)
@@ -181,7 +189,7 @@ def write_token_rows(
 
 def _starts(sizes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Where each part begins, along the last axis."""
-    return np.cumsum(sizes, axis=-1, dtype=np.int64) - sizes
+    return np.asarray(np.cumsum(sizes, axis=-1, dtype=np.int64) - sizes)
 
 
 def _rows_of(kept: Unpooled, place: int, index: int) -> Rows:

@@ -70,29 +70,31 @@ class Dump:
         content, settings = self._prepare()
         experts, n_embd = self.roster.experts, self.model.facts.n_embd
         if output is not None:
-            with JournalSink(Path(output), settings, self._unpack, resume=self.resume, force=self.force) as sink:
+            how = {"resume": self.resume, "force": self.force}
+            with JournalSink[Pooled](Path(output), settings, self._unpack, **how) as sink:
                 self._run(sink, _pooled)
                 return write_features(sink, experts, n_embd, content)
         memory: MemorySink[Pooled] = MemorySink()
         self._run(memory, _pooled)
         values, n_tokens, probs = stack_pooled(memory)
-        how = (self.routing, self.pool, self.phase, content["meta"])
-        return Features(experts, values, n_tokens, self._table, content["texts"], self.roster, *how, probs)
+        about = (self.roster, self.routing, self.pool, self.phase, content["meta"])
+        return Features(experts, values, n_tokens, self._table, content["texts"], *about, probs)
 
     def token_rows(self, output: str | os.PathLike[str] | None) -> TokenRows:
         """Run it, every token for itself."""
         content, settings = self._prepare()
         experts, n_embd = self.roster.experts, self.model.facts.n_embd
         if output is not None:
-            with JournalSink(Path(output), settings, Unpooled.unpack, resume=self.resume, force=self.force) as sink:
+            how = {"resume": self.resume, "force": self.force}
+            with JournalSink[Unpooled](Path(output), settings, Unpooled.unpack, **how) as sink:
                 self._run(sink, _unpooled)
                 return write_token_rows(sink, experts, n_embd, content)
         memory: MemorySink[Unpooled] = MemorySink()
         self._run(memory, _unpooled)
         tokens = [kept.tokens for _, kept in memory.records()]
-        how = (self.roster, self.routing, self.phase, content["meta"])
+        about = (self.roster, self.routing, self.phase, content["meta"])
         rows, n_rows = stack_rows(memory, len(experts))
-        return TokenRows(experts, rows, n_rows, tokens, self._table, content["texts"], *how)
+        return TokenRows(experts, rows, n_rows, tokens, self._table, content["texts"], *about)
 
     @property
     def _n_new(self) -> int:

@@ -33,10 +33,11 @@ class Features:
     ``values``: for each of ``experts`` a float32 array [P, n_embd]. ``n_tokens`` uint32 [E, P] says how many tokens
     were pooled; where it is 0 (with "natural" routing: no token selected the expert) the row is NaN, everywhere else it
     is finite. ``router_probs`` float32 [E, P]: the router's probability of the expert, pooled like the outputs but over
-    all tokens of the phase; NaN where it is not known. ``sets``, ``ids``, ``pairs``, ``categories`` and ``texts`` (or None) are lists of length P. ``roster``
-    says which groups the experts form and of which they are controls. ``routing``: all tokens went through the expert
-    ("forced"), or those that selected it ("natural"). ``pool``: "mean" or "last" token of ``phase``. ``meta``: where
-    they come from, keys as in a profile (model.fingerprint, prompts_hash, tool_version, upstream_id ...).
+    all tokens of the phase; NaN where it is not known. ``sets``, ``ids``, ``pairs``, ``categories`` and ``texts`` (or
+    None) are lists of length P. ``roster`` says which groups the experts form and of which they are controls.
+    ``routing``: all tokens went through the expert ("forced"), or those that selected it ("natural"). ``pool``: "mean"
+    or "last" token of ``phase``. ``meta``: where they come from, keys as in a profile (model.fingerprint,
+    prompts_hash, tool_version, upstream_id ...).
 
     >>> f = Features.from_arrays(experts=["0:3"], values=[[[1.0, 2.0], [3.0, 4.0]]], sets=["regular", "benign"])
     >>> f.of("0:3")[1].tolist(), f.n_tokens.tolist()
@@ -103,8 +104,14 @@ class Features:
         counts = [~np.isnan(array).all(axis=1) for array in arrays] if n_tokens is None else n_tokens
         table = PromptTable.build(sets, ids, pairs, categories)
         tokens = _to_counts(counts)
-        probs = None if router_probs is None else _to_floats("router_probs", router_probs, "[n_experts, n_prompts]")
-        return cls(to_experts(experts), arrays, tokens, table, texts, roster, routing, pool, phase, meta, probs)
+        probs = (
+            None
+            if router_probs is None
+            else _to_floats("router_probs", router_probs, "[n_experts, n_prompts]")
+        )
+        return cls(
+            to_experts(experts), arrays, tokens, table, texts, roster, routing, pool, phase, meta, probs
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Features:
@@ -209,7 +216,11 @@ class Features:
                 f"n_tokens is {found}, expected uint32 [n_experts, n_prompts] = {list(expected)}"
             )
         probs = self.router_probs
-        if (probs.shape, probs.dtype) != (expected, np.dtype(np.float32)) or (probs < 0).any() or np.isinf(probs).any():
+        if (
+            (probs.shape, probs.dtype) != (expected, np.dtype(np.float32))
+            or (probs < 0).any()
+            or np.isinf(probs).any()
+        ):
             raise InputError(
                 f"router_probs is {probs.dtype} {list(probs.shape)}, expected float32 [n_experts, n_prompts] = "
                 f"{list(expected)}, from 0 on"

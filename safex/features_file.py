@@ -1,8 +1,8 @@
 """The features file, in safetensors format: how it is written and read.
 
-Tensors: ``L:E`` F32 [n_prompts, n_embd] for each expert; ``n_tokens`` U32 and ``router_probs`` F32 [n_experts, n_prompts],
-experts in the order of the metadata: experts, prompts (ids, sets, pairs, categories, texts_hash), texts, roster
-(groups, controls, notes), routing, pool, phase, meta (keys as in a profile).
+Tensors: ``L:E`` F32 [n_prompts, n_embd] for each expert; ``n_tokens`` U32 and ``router_probs`` F32 [n_experts,
+n_prompts], experts in the order of the metadata: experts, prompts (ids, sets, pairs, categories, texts_hash), texts,
+roster (groups, controls, notes), routing, pool, phase, meta (keys as in a profile).
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ KIND = Kind("safex_features", "features")
 N_TOKENS, ROUTER_PROBS = "n_tokens", "router_probs"
 
 
-def layout_of(
-    experts: Sequence[Expert], n_prompts: int, n_embd: int, content: Mapping[str, Any]
-) -> Layout:
+def layout_of(experts: Sequence[Expert], n_prompts: int, n_embd: int, content: Mapping[str, Any]) -> Layout:
     """Where everything of a features file lies."""
     tensors = {str(expert): Tensor("F32", [n_prompts, n_embd]) for expert in experts}
     tensors[N_TOKENS] = Tensor("U32", [len(experts), n_prompts])

@@ -408,9 +408,7 @@ class Model:
         dump = self._dump(experts, prompts, routing, "none", phase, max_new, resume, force, progress)
         return dump.token_rows(output)
 
-    def _dump(
-        self, experts: ExpertList | ExpertSet | Roster, prompts: Prompts, *settings: Any
-    ) -> Dump:
+    def _dump(self, experts: ExpertList | ExpertSet | Roster, prompts: Prompts, *settings: Any) -> Dump:
         from .dumping import Dump, as_roster
 
         self.require_experts()

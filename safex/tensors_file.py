@@ -136,9 +136,7 @@ def map_tensors(path: Path, expected: Mapping[str, str]) -> dict[str, npt.NDArra
     for name, dtype in expected.items():
         tensor = header[name]
         if tensor["dtype"] != dtype:
-            raise InputError(
-                f"damaged: tensor {name} is {tensor['dtype']}, expected {dtype}: dump it again"
-            )
+            raise InputError(f"damaged: tensor {name} is {tensor['dtype']}, expected {dtype}: dump it again")
         start, end = (8 + length + offset for offset in tensor["data_offsets"])
         arrays[name] = data[start:end].view(DTYPES[dtype]).reshape(tensor["shape"])
     return arrays

@@ -1,8 +1,9 @@
 """Token rows: what chosen experts put out at every token. ``model.dump_tokens`` makes them.
 
-The file is safetensors. For each expert: ``L:E`` F32 [rows, n_embd], and of each row ``L:E.prompt`` U32, ``L:E.position``
-U32 and ``L:E.router_prob`` F32. ``n_rows`` U32 [n_experts, n_prompts]. ``tokens`` I32: the ids of all prompts (and
-answers) one after another, of which ``n_tokens`` U32 [n_prompts] belong to each. Metadata as in a features file.
+The file is safetensors. For each expert: ``L:E`` F32 [rows, n_embd], and of each row ``L:E.prompt`` U32,
+``L:E.position`` U32 and ``L:E.router_prob`` F32. ``n_rows`` U32 [n_experts, n_prompts]. ``tokens`` I32: the ids of all
+prompts (and answers) one after another, of which ``n_tokens`` U32 [n_prompts] belong to each. Metadata as in a features
+file.
 """
 
 from __future__ import annotations

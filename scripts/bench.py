@@ -2,7 +2,7 @@
 """Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval, dump
+    python scripts/bench.py --part identify                       # one part: profile, identify, eval, decode, dump
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
@@ -61,7 +61,7 @@ RATIOS = (
     Ratio("profile / transformers F32, hooks", "profile", "hf_float32"),
     Ratio("profile / transformers BF16, hooks", "profile", "hf_bfloat16"),
 )
-PARTS = ("profile", "identify", "eval", "dump")
+PARTS = ("profile", "identify", "eval", "decode", "dump")
 MAX_ABOVE_WEIGHTS = 300 * MB
 MAX_GROWTH = 16 * MB  # 3 KB a prompt: ids and hashes of the texts, which the file needs
 
@@ -318,6 +318,8 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
         measure_profile(plan, build_stock(stock_options), report)
     if "eval" in parts:
         report["ratios"] += measure_eval(plan, build_stock(stock_options))
+    if "decode" in parts:
+        report["ratios"] += measure_decode(plan, build_stock(stock_options))
     if "dump" in parts:
         measure_dump(plan, report)
     if "identify" in parts:
@@ -356,7 +358,7 @@ def measure_dump(plan: Plan, report: Report) -> None:
 
 
 def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
-    """Answers, decoding and sweep, on the bench model and on the demo."""
+    """Answers on the bench model and on the demo, sweep on the demo."""
     from safex.model_file import resolve
 
     quick = plan.prompts <= 2
@@ -377,13 +379,20 @@ def measure_eval(plan: Plan, stock: Stock) -> list[Report]:
             rows.append(bench_eval.answers(name, sides[0].ask, sides[1].ask, sizes[name], 3.0))
             if name == "demo":
                 rows += bench_eval.sweeping(sides[0].ask, sizes[name])
-            else:
-                batched = stock.folder / "llama-batched-bench"
-                rows += bench_eval.decoding(batched, model, sides[0].ask, plan.threads, plan.rounds)
         finally:
             for side in sides:
                 side.close()
     return rows
+
+
+def measure_decode(plan: Plan, stock: Stock) -> list[Report]:
+    """Generated tokens a second on the bench model."""
+    ours = Worker(bench_eval.worker("masked", plan.model, plan.threads))
+    try:
+        batched = stock.folder / "llama-batched-bench"
+        return bench_eval.decoding(batched, plan.model, ours.ask, plan.threads, plan.rounds)
+    finally:
+        ours.close()
 
 
 def commit() -> str:
@@ -512,7 +521,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
     models = (
         [cached(SHAPES[name]) for name in ("full", "narrow")]
-        if {"profile", "eval", "dump"} & set(options.part)
+        if {"profile", "eval", "decode", "dump"} & set(options.part)
         else [Path()] * 2
     )
     return Plan(

@@ -1,5 +1,5 @@
-"""The part of bench.py that measures `dump`: twelve experts' outputs beside the profile of the same prompts, in turns in
-one process (bench_workers.py), and memory over many prompts."""
+"""The part of bench.py that measures `dump`: twelve experts' outputs beside the profile of the same prompts, in turns
+in one process (bench_workers.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The processes that bench.py measures, each with its model loaded once: bench_workers.py KIND ARGUMENTS...
 
-    ours MODEL THREADS N_GPU_LAYERS     answers "profile|file|natural|forced PROMPTS MIN MAX SEED" (the last two: dumps of
-                                        twelve experts into a file) and "splits"
+    ours MODEL THREADS N_GPU_LAYERS     answers "profile|file|natural|forced PROMPTS MIN MAX SEED" (the last two are
+                                        dumps of twelve experts into a file) and "splits"
     hf DTYPE THREADS SHAPE              answers "hf PROMPTS MIN MAX SEED": transformers with hooks on the routers;
                                         SHAPE is bench_model's, as JSON
     memory MODEL THREADS PROMPTS WHAT   profiles, or dumps (natural, forced), once into a file and tells this process's

@@ -124,7 +124,7 @@ def test_packed_equals_alone_and_phases_add_up(
 def test_token_rows_and_router_probabilities(
     exact: Callable[..., safex.Model], outputs: Arrays, arch: str, routing: str
 ) -> None:
-    """Every row against Hugging Face's experts, and where the expert was selected its probability against the router's."""
+    """Every row against Hugging Face's experts, and its probability against the router's where it was selected."""
     prompts, ids = sequences(arch)
     with np.load(GOLDEN / f"{arch}.npz") as golden:
         probs = golden["probs_none"]
@@ -150,7 +150,11 @@ def test_token_rows_and_router_probabilities(
             np.testing.assert_allclose(pooled.router_probs[place], means, rtol=1e-4)
 
 
-QUANTS = {"Q8_0": (34, 0, 2), "Q4_K": (144, 0, 4), "Q6_K": (210, 208, 210)}  # bytes of a block, where its scales lie
+QUANTS = {
+    "Q8_0": (34, 0, 2),
+    "Q4_K": (144, 0, 4),
+    "Q6_K": (210, 208, 210),
+}  # bytes of a block, where its scales lie
 
 
 def random_blocks(rng: np.random.Generator, shape: tuple[int, ...], quant: str) -> np.ndarray:
@@ -187,8 +191,18 @@ def write_known_input(path: Path, quant: str) -> dict[str, np.ndarray]:
         for name in ("gate", "up", "down")
     }
     writer = gguf.GGUFWriter(path, "llama")
-    sizes = {"block_count": 1, "embedding_length": width, "feed_forward_length": width, "expert_count": n_experts}
-    sizes |= {"attention.head_count": 4, "attention.head_count_kv": 4, "context_length": 256, "expert_used_count": 2}
+    sizes = {
+        "block_count": 1,
+        "embedding_length": width,
+        "feed_forward_length": width,
+        "expert_count": n_experts,
+    }
+    sizes |= {
+        "attention.head_count": 4,
+        "attention.head_count_kv": 4,
+        "context_length": 256,
+        "expert_used_count": 2,
+    }
     for name, value in sizes.items():
         writer.add_uint32(f"llama.{name}", value)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-6)

@@ -189,7 +189,9 @@ def test_token_rows_by_command(demo: safex.Model, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     rows = safex.TokenRows.load(tmp_path / "demo.tokens.safetensors")
     assert [str(expert) for expert in rows.experts] == ["0:3", "1:7"] and ran.json["prompts"] == 6
-    cli(*words, "--pool", "last", "--force", cwd=tmp_path).fails(2, "--tokens keeps every token, --pool one vector")
+    cli(*words, "--pool", "last", "--force", cwd=tmp_path).fails(
+        2, "--tokens keeps every token, --pool one vector"
+    )
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -116,12 +116,15 @@ def test_bad_arrays_are_refused_by_name(changes: dict[str, Any], message: str) -
 
 def test_limited_features_are_those_of_limited_prompts() -> None:
     sets = ["regular"] * 5 + ["benign"] * 7
-    features = Features.from_arrays(
-        experts=["0:1"], values=np.arange(24, dtype=float).reshape(1, 12, 2), sets=sets, texts=[str(i) for i in range(12)]
-    )
+    values, texts = np.arange(24, dtype=float).reshape(1, 12, 2), [str(i) for i in range(12)]
+    features = Features.from_arrays(experts=["0:1"], values=values, sets=sets, texts=texts)
     prompts = PromptSet(Prompt(str(i), set_, str(i)) for i, set_ in enumerate(sets)).limited(3)
     limited = features.limited(3)
-    assert limited.sets == prompts.sets and limited.ids == [p.id for p in prompts] and limited.texts == limited.ids
+    assert (
+        limited.sets == prompts.sets
+        and limited.ids == [p.id for p in prompts]
+        and limited.texts == limited.ids
+    )
     assert limited.of("0:1")[:, 0].tolist() == [2.0 * int(p.id) for p in prompts]
     assert features.limited(None) is features and features.limited(99).ids == features.ids
 

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET=FILE",
         help="prompts of a set; may be repeated (default: the sets that ship with safex-native)",
     )
-    add("--prompt", metavar="TEXT", help="this text alone: writes {\"L-E\": [output]} as JSON")
+    add("--prompt", metavar="TEXT", help='this text alone: writes {"L-E": [output]} as JSON')
     add("--raw", action="store_true", help="with --prompt: the text as it is, without the chat template")
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
@@ -172,8 +172,9 @@ def output_path(args: argparse.Namespace) -> Path:
     """Where the features go; never over an input. A run that goes on may find its journal there."""
     from safex.model_file import name_of, resolve
 
-    kind = "outputs.json" if args.prompt is not None else "tokens.safetensors" if args.tokens else "features.safetensors"
-    default = Path(f"{name_of(resolve(args.model))}.{kind}")
+    kind = "tokens.safetensors" if args.tokens else "features.safetensors"
+    name = name_of(resolve(args.model))
+    default = Path(f"{name}.{kind}" if args.prompt is None else f"{name}.outputs.json")
     inputs = input_files(args.model, args.prompts, args.profile, args.experts)
     return new_file(args.output, default, args.force or args.resume, inputs)
 
