@@ -66,6 +66,15 @@ def test_json_is_the_result(
     assert (folder / "q.json").read_bytes() == (folder / "j.json").read_bytes()
 
 
+def test_a_limit_bounds_the_prompts_of_each_set(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["probe", "sim.features.safetensors", *QUICK, "--limit", "8", "-o", "l.json", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert set(out["features"]["prompts"].values()) == {8} and out["parameters"]["limit"] == 8
+
+
 def test_groups_come_from_a_file_a_group_of_it_or_a_list(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

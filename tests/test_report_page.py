@@ -13,6 +13,7 @@ import pytest
 from browser import Opened, chromium, opened
 from report_files import HOSTILE, clusters, make_comparison, make_expert_set, make_profile, write_all
 from report_results import make_evaluation, make_sweep
+from test_report_probing import hostile_probing, make_probing
 from test_report_results import hostile_files
 
 import safex
@@ -524,4 +525,91 @@ def test_a_sweep_of_every_expert_opens_at_scale(
             print(f" [sweep of 48 x 128: ready after {took:.0f} ms]", end="")
         assert took < GENEROUS_MS
         assert shown.page.locator("#sweep tbody tr:visible").count() == 3 + 200 + 7
+        shown.assert_clean()
+
+
+# --- probings
+
+
+@pytest.fixture(scope="module")
+def probing_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probing")
+    make_profile().save(folder / "p.profile.gguf")
+    make_probing().save(folder / "a.probing.json")
+    return safex.write_report([folder / "p.profile.gguf", folder / "a.probing.json"], folder / "out.html")
+
+
+def test_groups_are_drawn_with_their_intervals(browser: Browser, probing_file: Path) -> None:
+    task = make_probing().task("harmful")
+    with opened(browser, probing_file, viewport={"width": 1280, "height": 900}) as shown:
+        traces = {trace["name"]: trace for trace in data(shown, "probes-harmful", 0)}
+        groups = traces["group"]
+        values = np.array([group["auc"]["value"] for group in task["groups"]])
+        high = np.array([group["auc"]["interval"][1] for group in task["groups"]])
+        assert groups["x"] == pytest.approx(values)
+        assert groups["error_x"]["array"] == pytest.approx(high - values, abs=1e-6)
+        assert len(traces["random experts"]["x"]) == len(task["control_groups"])
+        labels = shown.page.locator("[data-figure=probes-harmful] .panel:first-child .ytick text")
+        assert labels.all_text_contents()[:3] == ["id", "id: shuffled labels", "id: same layers"]
+        shown.page.click("#probing-task-1 td .expert >> nth=0")
+        assert shown.page.inner_text("#map-detail h3").startswith("Expert ")
+        shown.assert_clean()
+
+
+def test_the_plane_is_drawn_to_one_scale_and_names_prompts(browser: Browser, probing_file: Path) -> None:
+    row = make_probing().projection[0]
+    with opened(browser, probing_file, viewport={"width": 1280, "height": 900}) as shown:
+        traces = data(shown, "plane", 0)
+        assert [trace["name"] for trace in traces] == ["regular", "jailbreak", "benign"]
+        for trace in traces:
+            truth = [point for point in row["points"] if point["set"] == trace["name"]]
+            assert trace["x"] == pytest.approx([point["x"] for point in truth])
+            assert trace["y"] == pytest.approx([point["y"] for point in truth])
+        script = """plot => ['xaxis', 'yaxis'].map(name => {
+            const axis = plot._fullLayout[name];
+            return axis._length / (axis.range[1] - axis.range[0]);
+        })"""
+        across, up = shown.page.eval_on_selector("[data-figure=plane] .panel:first-child", script)
+        assert across == pytest.approx(up)
+        shown.page.locator("[data-figure=plane]").scroll_into_view_if_needed()
+        point = "[data-figure=plane] .panel:first-child .scatterlayer .trace:last-child path.point"
+        box = shown.page.locator(point).first.bounding_box()
+        assert box
+        shown.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+        hover = shown.page.wait_for_selector("[data-figure=plane] .hoverlayer .hovertext")
+        words = hover.text_content() or ""
+        assert any(point["set"] in words and point["id"] in words for point in row["points"])
+        shown.assert_clean()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_probing_is_legible(browser: Browser, probing_file: Path, scheme: str) -> None:
+    with opened(browser, probing_file, color_scheme=scheme) as shown:
+        for figure in ("probes-harmful", "layers-harmful", "curve-harmful", "plane"):
+            for part in (".ytick text", ".xtick text", ".xtitle", ".gtitle", ".legendtext"):
+                assert contrast(shown, f"[data-figure={figure}] {part}", "fill") > 4.5, (figure, part)
+        shown.assert_clean()
+
+
+def test_probing_on_a_phone_and_on_paper(browser: Browser, probing_file: Path, tmp_path: Path) -> None:
+    with opened(browser, probing_file, viewport={"width": 400, "height": 800}, has_touch=True) as shown:
+        assert shown.page.evaluate("document.documentElement.scrollWidth") == 400
+        shown.assert_clean()
+    with opened(browser, probing_file) as shown:
+        shown.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        widths = (
+            "() => [...document.querySelectorAll('.panel .main-svg:first-child')].map(e => e.clientWidth)"
+        )
+        assert max(shown.page.evaluate(widths)) <= PAPER_PIXELS
+        shown.assert_clean()
+
+
+def test_hostile_probing_is_shown_as_it_is(browser: Browser, tmp_path: Path) -> None:
+    made = safex.write_report(hostile_probing(tmp_path), tmp_path / "out.html")
+    with opened(browser, made) as shown:
+        assert f"Note: {HOSTILE}" in shown.page.inner_text("#probing")
+        assert HOSTILE in shown.page.locator("#probing-task-1 td").all_inner_texts()
+        legend = shown.page.locator("[data-figure=plane] .legendtext").all_text_contents()
+        assert f"regular{HOSTILE}" in legend
+        assert shown.page.locator("img[onerror]").count() == 0
         shown.assert_clean()

@@ -113,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
         probing = find(args, features, groups)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; nothing was written") from None
+    if args.limit is not None:
+        probing.parameters["limit"] = args.limit
     probing.save(output)
     tables = _export(args, probing, out)
     show(out, probing)

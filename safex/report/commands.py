@@ -16,6 +16,7 @@ _RESAMPLING = ("phase", "rank", "top", "bootstrap", "stability", "seed")
 OPTIONS = {  # of the commands, that a parameter of the same name sets
     "profile": (*SESSION, "max_new"),
     "identify": ("method", *_RESAMPLING, "subset", "fdr", "permutations", "splits"),
+    "probe": ("limit", "folds", "repeats", "control_repeats", "shuffles", "hold_out", "missing", "seed"),
     "compare": _RESAMPLING,
     "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION),
     "sweep": ("mode", "gain", "neighbours", "pairs", "step", "bootstrap", "correction", "seed", *SESSION),
@@ -52,6 +53,12 @@ def _identify_command(source: Source, sources: Sources) -> str:
     profiles = [p.path.name for p in sources.of(PROFILE) if p.path in sources.matches.get(source.path, [])]
     words = [*(profiles[:1] or ["PROFILE"]), *(["--cluster"] if source.content.clusters else [])]
     return _line("identify", words, source.content.parameters, source)
+
+
+def _probing_command(source: Source) -> str:
+    parameters = part(source.content, "parameters")
+    words = [word for task in items(parameters.get("tasks")) for word in ("--task", str(task))]
+    return _line("probe", ["FEATURES", *words], parameters, source)
 
 
 def _compare_command(source: Source) -> str:
@@ -134,6 +141,7 @@ def _line(command: str, words: list[str], values: dict[str, Any], source: Source
 
 COMMANDS: dict[str, Callable[[Source], str]] = {
     PROFILE: _profile_command,
+    "probing": _probing_command,
     "evaluation": _evaluation_command,
     "sweep": _sweep_command,
     "comparison": _compare_command,

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from .evaluation_tables import READINGS, SIDES, judged
-from .panels import Dots, Figure, Line, RowPanel
+from .panels import Dots, Figure, Line, RowPanel, side_by_side
 from .values import interval, part, percent, rows
 
 PERCENT = (-3.0, 103.0)  # of an axis from 0 to 100, so that points at its ends are whole
 APART = 0.42  # rows between the bars of one set, without and with the mask
 SET_HEIGHT, KIND_HEIGHT = 38, 40  # pixels of a row
-STACK, CLOSE = (
-    0.76,
-    0.09,
-)  # rows that equal draws of a control may take, and their distance where they are few
 VERBS = {"refuse": "Refusal", "comply": "Compliance", "other": "Neither"}
 
 Results = dict[str, Any]
@@ -132,19 +128,13 @@ def _draws(controls: list[Results], reading: str) -> Dots:
     points = [
         (row + shift, value, str(mask.get("mask", "")))
         for row, control in enumerate(controls)
-        for mask, value, shift in _stacked(rows(control.get("masks")), reading)
+        for mask, value, shift in _placed(rows(control.get("masks")), reading)
     ]
     places, values, names = zip(*points, strict=True) if points else ((), (), ())
     return Dots("control masks", places, values, quiet=True, notes=names)
 
 
-def _stacked(masks: list[Results], reading: str) -> list[tuple[Results, float | None, float]]:
-    """Each mask with its value and how far from the middle of its row it is drawn: equal values side by side."""
+def _placed(masks: list[Results], reading: str) -> list[tuple[Results, float | None, float]]:
+    """Each mask with its value and how far from the middle of its row it is drawn."""
     values = [percent(mask.get(reading)) for mask in masks]
-    total, seen = Counter(values), Counter[float | None]()
-    placed = []
-    for mask, value in zip(masks, values, strict=True):
-        step = min(CLOSE, STACK / max(1, total[value] - 1))
-        placed.append((mask, value, step * (seen[value] - (total[value] - 1) / 2)))
-        seen[value] += 1
-    return placed
+    return list(zip(masks, values, side_by_side(values), strict=True))

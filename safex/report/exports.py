@@ -20,6 +20,13 @@ def _evaluation_tables(evaluation: dict[str, Any]) -> dict[str, Any]:
     return evaluation_tables(from_json(evaluation))
 
 
+def _probing_tables(probing: dict[str, Any]) -> dict[str, Any]:
+    from safex.probing.result import from_json
+    from safex.probing.tables import probing_tables
+
+    return {name.removeprefix("probe_"): t for name, t in probing_tables(from_json(probing)).items()}
+
+
 def _sweep_tables(sweep: dict[str, Any]) -> dict[str, Any]:
     from safex.attribution import Sweep
     from safex.attribution.tables import sweep_tables
@@ -31,6 +38,7 @@ def _sweep_tables(sweep: dict[str, Any]) -> dict[str, Any]:
 TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     PROFILE: profile_tables,
     "expert_set": expert_set_tables,
+    "probing": _probing_tables,
     "evaluation": _evaluation_tables,
     "sweep": _sweep_tables,
     "comparison": comparison_tables,

@@ -73,10 +73,10 @@ CONTROLS = (
 )
 KINDS = {
     "uniform": "uniform, drawn from all layers",
-    "layer": "layer, drawn from the mask's layers, as many in each",
+    "layer": "layer, drawn from the same layers, as many in each",
     "frequency": "frequency, drawn by likeness in activation (the nearest half the time, the next a quarter, ...)",
     "active": "active, the most active of all",
-    "active-layer": "active-layer, the most active of the mask's layers",
+    "active-layer": "active-layer, the most active of the same layers",
 }
 UTILITY = (
     "Cost on harmless text: perplexity = exp(mean of −log p(token)); KL = Σ p log(p / q) over the vocabulary, p "
@@ -101,18 +101,56 @@ GRADIENT = (
     "The gradient is dL / d gain at gain 1, from (L(1 + h) − L(1 − h)) / 2h with h = {step}; to first order a mask "
     "changes L by minus the gradient. Half the step shows how far it is from converged."
 )
+FEATURES = (
+    "The feature vector of an expert for a prompt is the mean (pool last: the last) of its outputs over the tokens of "
+    "a phase, before the gate weight. With routing forced all tokens go through the expert; with natural only those "
+    "that select it count, and a prompt may have none."
+)
+PROBES = (
+    "A probe is logistic regression with an L2 penalty on standardised features; that of a group reads all its experts "
+    "side by side. Each prompt is scored by probes that saw neither it nor its twins: prompts of one pair or text stay "
+    "in one fold. C is chosen by log-loss in three folds of the training prompts; scaling, choice and fit see training "
+    "prompts only. Measures are means over the repeats. {held}AUC is the probability that a positive prompt scores "
+    "above a negative one of its fold, ties counting half; its interval holds DeLong's (1988), the variance summed "
+    "over twins (Obuchowski 1997), and Newcombe's (2006, method 5). Rates have Wilson's interval with the effective "
+    "number of prompts, that of F1 is mapped from its rate. Intervals say what probes trained on as many prompts would "
+    "score on further ones; that folds share training prompts is not covered (Bengio and Grandvalet 2004)."
+)
+HELD = "A fold holds whole categories. "
+PROBE_CONTROLS = (
+    "Random experts are as many as the group has, none of them its own: {kinds}. p = (1 + draws with an AUC at least "
+    "as high) / (1 + draws), from repeats that both have: with fewer than 19 draws it can't come to 0.05."
+)
+SHUFFLED = (
+    "Shuffled labels: the whole procedure, on labels exchanged between prompts with twins kept together; p likewise, "
+    "in the first repeat."
+)
+BAG_OF_WORDS = (
+    "The bag of words is tf-idf of words and pairs of words, with the same classifier and folds; the difference of "
+    "accuracy is paired, prompt by prompt (Tango 1998). It knows what a prompt says and nothing of the model."
+)
+TRANSFER = (
+    "Transfer: the same probes, tried on prompts of sets that they never trained on and on the task's negative ones of "
+    "the fold left out, so on no twin of a training prompt."
+)
+PLANE = (
+    "The plane: the first two principal components of a group's features, all prompts standardised together, without "
+    "regard to sets."
+)
 PAIRS = "The interaction of two experts is effect(both) − effect(first) − effect(second)."
 
 
 def formulas(sources: Sources) -> list[str]:
     """Paragraphs for the kinds of files at hand."""
     used = {str(s.content.parameters.get("method")): None for s in sources.of("expert_set")}
-    evaluations = [source.content for source in sources.of("evaluation")]
-    sweeps = [source.content for source in sources.of("sweep")]
-    only_sweeps = len(sweeps) == len(sources.files)
+    probings, evaluations, sweeps = (
+        [source.content for source in sources.of(kind)] for kind in ("probing", "evaluation", "sweep")
+    )
+    without_activation = len(sweeps) + len(probings) == len(sources.files)
     return [
-        EXPERT if only_sweeps else f"{EXPERT} {ACTIVATION}",
+        EXPERT if without_activation else f"{EXPERT} {ACTIVATION}",
         *(METHODS[name] for name in used if name in METHODS),
+        *_probing_formulas(probings),
         *_modes([*evaluations, *sweeps]),
         *_evaluation_formulas(evaluations),
         *_sweep_formulas(sweeps),
@@ -129,6 +167,27 @@ def _modes(contents: list[dict[str, Any]]) -> list[str]:
 def _named(texts: dict[str, str], names: Iterable[Any]) -> list[str]:
     """The texts of those names that have one, once each."""
     return [texts[name] for name in dict.fromkeys(map(str, names)) if name in texts]
+
+
+# --- probings
+
+
+def _probing_formulas(probings: list[dict[str, Any]]) -> list[str]:
+    if not probings:
+        return []
+    tasks = [task for probing in probings for task in rows(probing.get("tasks"))]
+    groups = [group for task in tasks for group in rows(task.get("groups"))]
+    kinds = _named(KINDS, (row.get("kind") for group in groups for row in rows(group.get("controls"))))
+    held = any(part(probing, "parameters").get("hold_out") for probing in probings)
+    conditional = [
+        (PROBE_CONTROLS.format(kinds="; ".join(kinds)), bool(kinds)),
+        (SHUFFLED, any(group.get("shuffled") for group in groups)),
+        (BAG_OF_WORDS, any(task.get("words") for task in tasks)),
+        (TRANSFER, any(task.get("transfer") for task in tasks)),
+        (PLANE, any(probing.get("projection") for probing in probings)),
+    ]
+    first = PROBES.format(held=HELD if held else "")
+    return [FEATURES, first, *(text for text, holds in conditional if holds)]
 
 
 # --- evaluations

@@ -70,6 +70,15 @@ def _expert_set_facts(experts: ExpertSet) -> dict[str, Any]:
     return {**experts.parameters, **{f"profile.{key}": value for key, value in experts.profile.items()}}
 
 
+def _probing_facts(probing: dict[str, Any]) -> dict[str, Any]:
+    model = part(probing, "model")
+    return {
+        **{f"features.{key}": value for key, value in part(probing, "features").items()},
+        **part(probing, "parameters"),
+        **{key: model[key] for key in model if key not in SHAPE},
+    }
+
+
 def _evaluation_facts(evaluation: dict[str, Any]) -> dict[str, Any]:
     kinds = Counter(str(row.get("kind", "")) for row in rows(evaluation.get("controls")))
     return {
@@ -91,6 +100,7 @@ SHAPE = ("layers", "n_experts", "top_k", "name", "architecture", "quant_types", 
 FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     PROFILE: _profile_facts,
     "expert_set": _expert_set_facts,
+    "probing": _probing_facts,
     "evaluation": _evaluation_facts,
     "sweep": _sweep_facts,
 }

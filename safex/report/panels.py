@@ -1,8 +1,9 @@
-"""What a figure is made of: panels of lines, of rows with points or bars, of cells for layers and experts."""
+"""What a figure is made of: panels of lines, of rows with points or bars, of cells, of points on a plane."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
@@ -10,6 +11,8 @@ from typing import ClassVar, TypeAlias
 LONG = 24  # points of a line that need the whole width
 SHORT = 12  # an axis of whole numbers up to this length has a tick at each
 LABEL = 28  # characters of a row's name
+STACK = 0.76  # rows that equal points of a row may take
+CLOSE = 0.09  # their distance where they are few
 
 Numbers: TypeAlias = Sequence[float | None]
 
@@ -92,6 +95,21 @@ class Dots:
     notes: Sequence[str] = ()
 
 
+def side_by_side(values: Numbers) -> list[float]:
+    """How far from the middle of its row each point is drawn, so that none of equal value hides another.
+
+    >>> side_by_side([0.5, 0.7, 0.5])
+    [-0.045, 0.0, 0.045]
+    """
+    total, seen = Counter(values), Counter[float | None]()
+    shifts = []
+    for value in values:
+        step = min(CLOSE, STACK / max(1, total[value] - 1))
+        shifts.append(step * (seen[value] - (total[value] - 1) / 2))
+        seen[value] += 1
+    return shifts
+
+
 @dataclass(frozen=True)
 class RowPanel:
     """Rows with a name each, from the top down, and points along x; ``lines`` are references, upright over all rows."""
@@ -155,7 +173,36 @@ class Grid:
         return f"{self.title}: {self.what} by layer and expert"
 
 
-AnyPanel: TypeAlias = "Panel | RowPanel | Grid"
+@dataclass(frozen=True)
+class Cloud:
+    """Points of one name on a plane; ``notes`` name each where a pointer rests on it."""
+
+    name: str
+    x: Numbers
+    y: Numbers
+    style: int = 0
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Clouds of points over two axes of one scale, so that distances can be compared in every direction."""
+
+    height: ClassVar[int] = 320
+    is_wide: ClassVar[bool] = False
+    title: str
+    x_title: str
+    y_title: str
+    clouds: list[Cloud]
+
+    @property
+    def spoken(self) -> str:
+        """What it shows, for readers who don't see it."""
+        names = ", ".join(cloud.name for cloud in self.clouds)
+        return f"{self.title}: {self.y_title} by {self.x_title}, points of {names}"
+
+
+AnyPanel: TypeAlias = "Panel | RowPanel | Grid | Plane"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .activation import ExpertMap, Mark
-from .panels import LONG, AnyPanel, Dots, Grid, Line, Numbers, Panel, RowPanel
+from .panels import LONG, AnyPanel, Cloud, Dots, Grid, Line, Numbers, Panel, Plane, RowPanel
 from .values import interval, number, part
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; those that vanish on white or black are left out.
@@ -29,6 +29,7 @@ DIVERGING = (
 NICE_LIMIT = 9  # significant digits of numbers in the page
 BAR = 0.34  # height of a bar in rows
 GREY, QUIET_OPACITY = "#7a828e", 0.5
+CLOUD_OPACITY = 0.9
 
 Drawn: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any], int]  # traces, axes, names for a legend
 
@@ -58,6 +59,8 @@ def panel_spec(panel: AnyPanel) -> dict[str, Any]:
         traces, axes, shown = _line_panel(panel)
     elif isinstance(panel, RowPanel):
         traces, axes, shown = _row_panel(panel)
+    elif isinstance(panel, Plane):
+        traces, axes, shown = _plane(panel)
     else:
         traces, axes, shown = _grid(panel)
     layout = {"title": {"text": verbatim(panel.title)}, **axes, "showlegend": shown > 1}
@@ -194,6 +197,31 @@ def _grid(panel: Grid) -> Drawn:
     }
     y_axis = {**_axis("layer"), "type": "category", "autorange": "reversed", "showgrid": False}
     return [trace], {"xaxis": {**_axis("expert"), "showgrid": False}, "yaxis": y_axis}, 0
+
+
+# --- planes
+
+
+def _plane(panel: Plane) -> Drawn:
+    y_axis = {**_axis(panel.y_title), "scaleanchor": "x", "scaleratio": 1}
+    traces = [_cloud(cloud) for cloud in panel.clouds]
+    return traces, {"xaxis": _axis(panel.x_title), "yaxis": y_axis}, len(traces)
+
+
+def _cloud(cloud: Cloud) -> dict[str, Any]:
+    name = verbatim(cloud.name)
+    look = {"color": style_of(COLOURS, cloud.style), "symbol": style_of(SYMBOLS, cloud.style)}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": _rounded(cloud.x),
+        "y": _rounded(cloud.y),
+        "showlegend": True,
+        "marker": {**look, "size": 7, "opacity": CLOUD_OPACITY, "line": {"width": 0.6, "color": "#ffffff"}},
+        "hovertext": [*map(verbatim, cloud.notes)],
+        "hovertemplate": f"{name}<br>%{{hovertext}}<extra></extra>",
+    }
 
 
 # --- maps

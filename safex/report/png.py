@@ -15,9 +15,10 @@ from safex import disk
 
 from .activation import ExpertMap, View
 from .content import Map
-from .panels import LONG, AnyPanel, Dots, Figure, Grid, Line, Panel, RowPanel
+from .panels import LONG, AnyPanel, Dots, Figure, Grid, Line, Panel, Plane, RowPanel
 from .plotly_figures import (
     BAR,
+    CLOUD_OPACITY,
     COLOURS,
     DIVERGING,
     GREY,
@@ -147,6 +148,8 @@ def _draw(axes: Axes, panel: AnyPanel) -> None:
     axes.set_axisbelow(True)
     if isinstance(panel, RowPanel):
         _rows(axes, panel)
+    elif isinstance(panel, Plane):
+        _plane(axes, panel)
     else:
         _panel(axes, panel)
 
@@ -203,7 +206,7 @@ def _floats(values: Any) -> Any:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-# --- rows and cells
+# --- rows, planes and cells
 
 
 def _rows(axes: Axes, panel: RowPanel) -> None:
@@ -233,6 +236,23 @@ def _dots(axes: Axes, dots: Dots) -> None:
         axes.errorbar(
             x, rows, xerr=ends, fmt="none", ecolor=INK if dots.bars else colour, elinewidth=0.8, capsize=1.5
         )
+
+
+def _plane(axes: Axes, panel: Plane) -> None:
+    for cloud in panel.clouds:
+        axes.plot(
+            _floats(cloud.x),
+            _floats(cloud.y),
+            style_of(MARKERS, cloud.style),
+            color=style_of(COLOURS, cloud.style),
+            ms=3.4,
+            mew=0.3,
+            mec="white",
+            alpha=CLOUD_OPACITY,
+            label=cloud.name,
+        )
+    axes.set(xlabel=panel.x_title, ylabel=panel.y_title)
+    axes.set_aspect("equal", adjustable="datalim")
 
 
 def _cells(axes: Axes, panel: Grid) -> None:

@@ -16,6 +16,7 @@ from .evaluation_section import evaluation_section
 from .figures import cluster_figure, divergence_figure, set_styles, stability_figures
 from .methods import methods_section, sources_section
 from .panels import Figure
+from .probing_section import probing_sections
 from .set_tables import cluster_table, controls_table, group_table
 from .sources import PROFILE, Source, Sources, model_facts
 from .sweep_section import sweep_section
@@ -49,7 +50,7 @@ def build_page(sources: Sources, title: str | None = None) -> Page:
     """Put the page together."""
     models = _models(sources)
     name = next((model[0] for model in models if model[0]), "")
-    what = "Safety audit" if any(map(sources.of, ("evaluation", "sweep"))) else "Expert routing"
+    what = "Safety audit" if any(map(sources.of, ("probing", "evaluation", "sweep"))) else "Expert routing"
     sections = [section for build in BUILDERS.values() for section in build(sources)]
     sections += [methods_section(sources), sources_section(sources)]
     return Page(
@@ -200,7 +201,15 @@ def _cluster_prose(clusters: dict[str, Any]) -> list[Block]:
     return [Prose(texts)] if texts else []
 
 
-# --- evaluations and sweeps
+# --- probings, evaluations and sweeps
+
+
+def _probing_sections(sources: Sources) -> list[Section]:
+    return [
+        section
+        for source, number_, label in numbered(sources.of("probing"))
+        for section in probing_sections(source.content, number_, label)
+    ]
 
 
 def _evaluation_sections(sources: Sources) -> list[Section]:
@@ -241,6 +250,7 @@ def _comparison_section(comparison: dict[str, Any], number_: str, label: str) ->
 BUILDERS: dict[str, Callable[[Sources], list[Section]]] = {
     PROFILE: _profile_sections,
     "expert_set": _expert_set_sections,
+    "probing": _probing_sections,
     "evaluation": _evaluation_sections,
     "sweep": _sweep_sections,
     "comparison": _comparison_sections,

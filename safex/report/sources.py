@@ -18,7 +18,7 @@ from safex.expert_set import SCHEMA_VERSION, ExpertSet, from_json, is_expert_set
 from safex.profile import Profile
 from safex.profile_file import is_profile
 
-from .values import items, listing, part, whole_number, whole_numbers
+from .values import items, listing, part, rows, whole_number, whole_numbers
 
 NO_TEMPLATE_HASH = hashlib.sha256(b"").hexdigest()
 
@@ -74,26 +74,35 @@ def _read_evaluation(path: Path) -> tuple[dict[str, Any], ExpertSet]:
 
     evaluation = Evaluation.load(path).to_json()
     masked = part(evaluation, "mask").get("experts", [])
-    return evaluation, _experts(path, model_facts(evaluation["model"]), "mask", masked)
+    return evaluation, _experts(path, model_facts(evaluation["model"]), {"mask": masked})
+
+
+def _read_probing(path: Path) -> tuple[dict[str, Any], ExpertSet]:
+    from safex.probing import Probing
+
+    probing = Probing.load(path).to_json()
+    groups: dict[str, list[Any]] = {}
+    for group in (group for task in probing["tasks"] for group in rows(task["groups"])):
+        known = groups.setdefault(str(group.get("group", "")), [])
+        known += [expert for expert in items(group.get("experts")) if expert not in known]
+    return probing, _experts(path, probing["model"], groups)
 
 
 def _read_sweep(path: Path) -> tuple[dict[str, Any], ExpertSet]:
     from safex.attribution import Sweep
 
     sweep = Sweep.load(path).to_json()
-    experts = _experts(path, sweep["model"], "sweep", sweep["rows"])
+    experts = _experts(path, sweep["model"], {"sweep": sweep["rows"]})
     return {**sweep, "rows": experts.entries["sweep"]}, experts
 
 
-def _experts(path: Path, model: dict[str, Any], group: str, experts: Any) -> ExpertSet:
+def _experts(path: Path, model: dict[str, Any], groups: dict[str, Any]) -> ExpertSet:
     """Checked experts of a file that is no expert set; a shape that is none is as good as unknown."""
     shape = {"layers": whole_numbers(model.get("layers")), "n_experts": whole_number(model.get("n_experts"))}
     if not all(shape.values()):
         shape = dict.fromkeys(shape)
     try:
-        return from_json(
-            {"safex_expert_set": SCHEMA_VERSION, "model": {**model, **shape}, "groups": {group: experts}}
-        )
+        return from_json({"safex_expert_set": SCHEMA_VERSION, "model": {**model, **shape}, "groups": groups})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -115,6 +124,13 @@ KINDS = (
         is_expert_set,
         _read_expert_set,
         "its groups are marked on the map, but they were not found in the numbers shown there",
+    ),
+    Kind(
+        "probing",
+        "probing",
+        _has("safex_probing"),
+        _read_probing,
+        "they stand on one page, but what was probed is not of the experts shown on the map",
     ),
     Kind(
         "evaluation",
@@ -211,7 +227,7 @@ def _parse(path: Path) -> Any:
 def _unknown(path: Path, what: str = "is no result file") -> InputError:
     return InputError(
         f"{path}: {what}; expected a {' or '.join(TITLES.values())} made by safex-native "
-        "(profile, identify, eval, sweep, compare)"
+        "(profile, identify, probe, eval, sweep, compare)"
     )
 
 
