@@ -123,7 +123,7 @@ def _estimate(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "-"
     low, high = estimate["interval"]
-    return f"{estimate['value']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{estimate['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _shuffled(row: dict[str, Any]) -> list[str]:
@@ -135,6 +135,6 @@ def _shuffled(row: dict[str, Any]) -> list[str]:
 def _placed(placed: dict[str, Any] | None, factor: float) -> list[str]:
     if placed is None:
         return ["-", ""]
-    digits = 1 if factor > 1 else 2
+    digits = 1 if factor > 1 else 3
     mean, low, high = (f"{factor * placed[name]:.{digits}f}" for name in ("mean", "min", "max"))
     return [f"{mean} ({low}-{high})", f"{placed['p_value']:.2g}"]
