@@ -2,7 +2,7 @@
 """Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval
+    python scripts/bench.py --part identify                       # one part of it: profile, identify, eval, ship
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import bench_eval
 import bench_identify
+import bench_ship
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -60,7 +61,7 @@ RATIOS = (
     Ratio("profile / transformers F32, hooks", "profile", "hf_float32"),
     Ratio("profile / transformers BF16, hooks", "profile", "hf_bfloat16"),
 )
-PARTS = ("profile", "identify", "eval")
+PARTS = ("profile", "identify", "eval", "ship")
 MAX_ABOVE_WEIGHTS = 300 * MB
 MAX_GROWTH = 16 * MB  # 3 KB a prompt: ids and hashes of the texts, which the file needs
 
@@ -311,6 +312,10 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
         report["ratios"] += measure_eval(plan, build_stock(stock_options))
     if "identify" in parts:
         ratios, checks = bench_identify.measure(plan.threads, 2 * plan.rounds + 1)
+        report["ratios"] += ratios
+        report["checks"] += checks
+    if "ship" in parts:
+        ratios, checks = bench_ship.measure(plan.rounds)
         report["ratios"] += ratios
         report["checks"] += checks
     return report

@@ -81,7 +81,7 @@ class Multiplied:
 
 def relative_error(part: Slice, old: bytes, new: bytes, gain: float) -> float:
     """Norm of (new - gain * old) over norm of (gain * old), of the decoded values."""
-    wanted = _native.decode(part.type, old).astype(np.float64) * gain
+    wanted = _native.decode(part.type, old).astype(np.float64) * float(np.float32(gain))
     norm = float(np.linalg.norm(wanted))
     return float(np.linalg.norm(_native.decode(part.type, new) - wanted)) / norm if norm else 0.0
 
