@@ -17,7 +17,7 @@ void init(safex::GgufFile * self, const std::string & path) {
     new (self) safex::GgufFile(path);
 }
 
-nb::bytes read(const safex::GgufFile & file, uint64_t offset, size_t size) {
+nb::bytes read_bytes(const safex::GgufFile & file, uint64_t offset, size_t size) {
     PyObject * bytes = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
     if (bytes == nullptr) {
         throw nb::python_error();
@@ -82,5 +82,5 @@ void bind_gguf_file(nb::module_ & m) {
         .def_prop_ro("size", &safex::GgufFile::size)
         .def("text", &safex::GgufFile::text, "key"_a)
         .def("number", &safex::GgufFile::number, "key"_a)
-        .def("read", &read, "offset"_a, "size"_a);
+        .def("read", &read_bytes, "offset"_a, "size"_a);
 }

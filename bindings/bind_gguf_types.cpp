@@ -37,9 +37,8 @@ Values decode(uint32_t type, const nb::bytes & blocks) {
 }
 
 nb::bytes encode(uint32_t type, const Rows & rows, const std::optional<Columns> & imatrix) {
-    const std::span<const float> weights =
-        imatrix ? std::span(imatrix->data(), imatrix->size()) : std::span<const float>();
-    std::vector<uint8_t> blocks;
+    const std::span<const float> weights = imatrix ? std::span(imatrix->data(), imatrix->size()) : std::span<const float>();
+    std::vector<uint8_t>         blocks;
     {
         const nb::gil_scoped_release release;
         blocks = safex::encode(safex::tensor_type(type), {rows.data(), rows.size()}, rows.shape(1), weights);

@@ -102,7 +102,10 @@ def _ratio(title: str, size: float, times: dict[str, list[float]], other: str, t
     values = [b / a for a, b in zip(times["ours"], times[other], strict=True)]
     median = statistics.median(values)
     row = {"title": title, "median": median, "low": min(values), "high": max(values), "target": target}
-    rates = {"a": 1000 * size / statistics.median(times["ours"]), "b": 1000 * size / statistics.median(times[other])}
+    rates = {
+        "a": 1000 * size / statistics.median(times["ours"]),
+        "b": 1000 * size / statistics.median(times[other]),
+    }
     return {**row, **rates, "ok": target is None or median >= target}
 
 

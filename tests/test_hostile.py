@@ -26,7 +26,10 @@ def files(tiny_path: TinyPath) -> dict[str, tuple[bytes, str]]:
 
 
 def test_every_hostile_file_is_refused_in_one_line(
-    files: dict[str, tuple[bytes, str]], tmp_path: Path, tiny_path: TinyPath, capsys: pytest.CaptureFixture[str]
+    files: dict[str, tuple[bytes, str]],
+    tmp_path: Path,
+    tiny_path: TinyPath,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, bad = tiny_path("llama"), tmp_path / "bad.gguf"
     assert len(files) > 30
@@ -62,7 +65,10 @@ def test_claims_of_size_allocate_nothing(files: dict[str, tuple[bytes, str]], tm
         path = tmp_path / "bad.gguf"
         path.write_bytes(data)
         done = subprocess.run(
-            [sys.executable, "-c", CHILD.format(limit=LIMIT), str(path)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", CHILD.format(limit=LIMIT), str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 2, (name, done.stderr)
         assert "bad.gguf: a damaged GGUF file" in done.stderr, name

@@ -81,7 +81,9 @@ def test_another_edit_needs_a_decision_first(model: Path) -> None:
     safex.write_mask(model, None, MASK)
     once = model.read_bytes()
     for experts, settings in (("1:1", {}), (MASK, {"gain": 0.5})):
-        with pytest.raises(safex.InputError, match="another in-place edit can still be taken back: .* restore"):
+        with pytest.raises(
+            safex.InputError, match=r"another in-place edit can still be taken back: .* restore"
+        ):
             safex.write_mask(model, None, experts, **settings)
     assert model.read_bytes() == once
     model.with_name("model.gguf.undo").unlink()  # kept for good
@@ -302,9 +304,7 @@ def test_two_edits_at_once(model: Path) -> None:
         os.close(fd)
 
 
-def test_a_file_that_changes_under_us(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_under_us(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_all = editing._copy_all
 
     def meddle(*arguments: object) -> None:

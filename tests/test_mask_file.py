@@ -140,7 +140,9 @@ def test_reroute_is_carried_where_a_router_bias_can(name: str, by_arch: dict[str
     assert np.abs(ours - runtime(case["base"], [])).max() > 0.01
 
 
-def test_reroute_is_refused_where_the_bias_does_not_mean_the_same(tmp_path: Path, tiny_path: TinyPath) -> None:
+def test_reroute_is_refused_where_the_bias_does_not_mean_the_same(
+    tmp_path: Path, tiny_path: TinyPath
+) -> None:
     base = tiny_path("deepseek2")
     data = base.read_bytes()
     key = b"deepseek2.expert_gating_func" + (4).to_bytes(4, "little")
@@ -210,7 +212,9 @@ def test_metadata_say_what_was_done(tmp_path: Path, tiny_path: TinyPath) -> None
     for layer, expert in ((1, 3), (2, 0)):
         n = 64 * 32 * 4
         old = data[f"blk.{layer}.ffn_down_exps.weight"][expert * n : (expert + 1) * n]
-        expected.append(f"blk.{layer}.ffn_down_exps.weight {expert} {hashlib.sha256(old).hexdigest()} {zeros}")
+        expected.append(
+            f"blk.{layer}.ffn_down_exps.weight {expert} {hashlib.sha256(old).hexdigest()} {zeros}"
+        )
     assert own == {
         "safex.schema_version": 1,
         "safex.operation": "mask",
@@ -279,8 +283,7 @@ def test_split_in_split_out(tmp_path: Path, split: Path, tiny_path: TinyPath, or
     safex.write_mask(tiny_path("qwen3moe"), whole, [(1, 3), (3, 0)])
     assert tensors_of(report.paths[0]) == tensors_of(whole)
     same = [
-        a.read_bytes() == b.read_bytes()
-        for a, b in zip(model_file.shards(split), report.paths, strict=True)
+        a.read_bytes() == b.read_bytes() for a, b in zip(model_file.shards(split), report.paths, strict=True)
     ]
     assert same.count(False) <= 3 and not same[0]  # the first, which says so, and those with a slice
     digests = ",".join(sha256(path) for path in model_file.shards(split))
@@ -343,7 +346,9 @@ def test_a_dense_model_is_refused(tmp_path: Path, tiny_path: TinyPath) -> None:
 def test_a_gain_that_overflows_is_refused(tmp_path: Path) -> None:
     tensors = tiny_models.tiny_tensors("qwen3moe")
     base = tiny_models.write_gguf(tmp_path / "base.gguf", "qwen3moe", tensors, quant="f16")
-    with pytest.raises(safex.InputError, match="can't be multiplied by 1e\\+06: type f16: values are too large"):
+    with pytest.raises(
+        safex.InputError, match="can't be multiplied by 1e\\+06: type f16: values are too large"
+    ):
         safex.write_mask(base, tmp_path / "out.gguf", [(0, 1)], gain=1e6)
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
 

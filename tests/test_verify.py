@@ -148,9 +148,7 @@ def test_a_slice_that_was_put_back(pair: tuple[Path, Path]) -> None:
     size = n // 8
     data[here + 3 * size : here + 4 * size] = base.read_bytes()[there + 3 * size : there + 4 * size]
     edited.write_bytes(data)
-    assert problems(base, edited) == [
-        "blk.1.ffn_down_exps.weight, expert 3: is listed as changed but is not"
-    ]
+    assert problems(base, edited) == ["blk.1.ffn_down_exps.weight, expert 3: is listed as changed but is not"]
 
 
 def test_bytes_between_tensors(pair: tuple[Path, Path]) -> None:
@@ -176,7 +174,11 @@ def rewritten(edited: Path, old: bytes, new: bytes) -> None:
         (b"safety behaviour altered by", b"all is as it was since the ", "general.name does not say"),
         (b'"gain": 0.0', b'"gain": 0.5', "the slices listed are not what this mask makes of the base"),
         (b"1:3", b"1:4", "expert 1:3: changed, but not named"),
-        (b"tokenizer.ggml.model", b"tokenizer.ggml.modem", "metadata tokenizer.ggml.model is only in the first"),
+        (
+            b"tokenizer.ggml.model",
+            b"tokenizer.ggml.modem",
+            "metadata tokenizer.ggml.model is only in the first",
+        ),
     ],
 )
 def test_other_metadata(old: bytes, new: bytes, message: str, pair: tuple[Path, Path]) -> None:
@@ -197,7 +199,9 @@ def test_another_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_a_file_without_an_account(pair: tuple[Path, Path]) -> None:
     base, edited = pair
-    assert "it carries no provenance (no metadata safex.*, no side-car, no undo file)" in problems(edited, base)
+    assert "it carries no provenance (no metadata safex.*, no side-car, no undo file)" in problems(
+        edited, base
+    )
 
 
 # --- accounts beside the file
@@ -274,4 +278,7 @@ def test_the_command_prints_a_table(pair: tuple[Path, Path]) -> None:
     assert "Slices that differ: 4" in done.out
     assert "Verified: the edited file is what it says, and nothing else changed." in done.out
     done = cli("diff", base, edited)
-    assert done.code == 0 and "metadata safex.operation: is only in the second" in done.out
+    assert (
+        done.code == 0
+        and "metadata, is only in the second: safex.schema_version, safex.operation" in done.out
+    )

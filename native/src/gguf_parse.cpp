@@ -14,15 +14,15 @@
 namespace safex {
 namespace {
 
-constexpr uint64_t max_alignment      = 1 << 20;
-constexpr uint64_t max_name           = 63;      // ggml keeps names in 64 bytes
-constexpr uint64_t max_key            = 65535;   // the format's own limit
-constexpr uint32_t max_dimensions     = 4;       // ggml's
-constexpr uint64_t smallest_entry     = 8 + 1 + 4 + 1;
-constexpr uint64_t smallest_tensor    = 8 + 4 + 4 + 8;
-constexpr uint64_t size_of_type[]     = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: strings and arrays
-constexpr uint32_t n_types            = 13;
-constexpr char     alignment_key[]    = "general.alignment";
+constexpr uint64_t max_alignment   = 1 << 20;
+constexpr uint64_t max_name        = 63;     // ggml keeps names in 64 bytes
+constexpr uint64_t max_key         = 65535;  // the format's own limit
+constexpr uint32_t max_dimensions  = 4;      // ggml's
+constexpr uint64_t smallest_entry  = 8 + 1 + 4 + 1;
+constexpr uint64_t smallest_tensor = 8 + 4 + 4 + 8;
+constexpr uint64_t size_of_type[]  = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: strings and arrays
+constexpr uint32_t n_types         = 13;
+constexpr char     alignment_key[] = "general.alignment";
 static_assert(std::endian::native == std::endian::little, "GGUF files are little-endian, and so are our loads");
 
 bool multiply(uint64_t & product, uint64_t factor) {
@@ -184,7 +184,9 @@ class Parser {
         header_.alignment = value;
     }
 
-    static std::string shown(const std::string & key) { return key.size() <= max_name ? key : key.substr(0, cut(key)) + "..."; }
+    static std::string shown(const std::string & key) {
+        return key.size() <= max_name ? key : key.substr(0, cut(key)) + "...";
+    }
 
     // Where a long key may be cut without splitting a character.
     static size_t cut(const std::string & key) {

@@ -29,10 +29,10 @@ struct Role {
 };
 
 constexpr Role roles[] = {
-    {"ffn_gate_exps.weight", 3}, {"ffn_up_exps.weight", 3},  {"ffn_down_exps.weight", 3}, {"ffn_gate_up_exps.weight", 3},
-    {"ffn_gate_exps.bias", 2},   {"ffn_up_exps.bias", 2},    {"ffn_down_exps.bias", 2},   {"ffn_gate_up_exps.bias", 2},
-    {"ffn_gate_exps.scale", 1},  {"ffn_up_exps.scale", 1},   {"ffn_down_exps.scale", 1},  {"ffn_gate_up_exps.scale", 1},
-    {"ffn_gate_inp.weight", 2},  {"ffn_gate_inp.bias", 1},   {"exp_probs_b.bias", 1},
+    {"ffn_gate_exps.weight", 3}, {"ffn_up_exps.weight", 3}, {"ffn_down_exps.weight", 3}, {"ffn_gate_up_exps.weight", 3},
+    {"ffn_gate_exps.bias", 2},   {"ffn_up_exps.bias", 2},   {"ffn_down_exps.bias", 2},   {"ffn_gate_up_exps.bias", 2},
+    {"ffn_gate_exps.scale", 1},  {"ffn_up_exps.scale", 1},  {"ffn_down_exps.scale", 1},  {"ffn_gate_up_exps.scale", 1},
+    {"ffn_gate_inp.weight", 2},  {"ffn_gate_inp.bias", 1},  {"exp_probs_b.bias", 1},
 };
 
 // "blk.3.ffn_down_exps.weight" -> 3 and "ffn_down_exps.weight".

@@ -19,18 +19,23 @@ namespace {
 
 // ggml_quantize_chunk() knows these and asserts on others.
 constexpr std::array encodable = {
-    GGML_TYPE_F32,     GGML_TYPE_F16,   GGML_TYPE_BF16,    GGML_TYPE_Q1_0,   GGML_TYPE_Q2_0,    GGML_TYPE_Q4_0,
-    GGML_TYPE_Q4_1,    GGML_TYPE_Q5_0,  GGML_TYPE_Q5_1,    GGML_TYPE_Q8_0,   GGML_TYPE_MXFP4,   GGML_TYPE_NVFP4,
-    GGML_TYPE_Q2_K,    GGML_TYPE_Q3_K,  GGML_TYPE_Q4_K,    GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K,    GGML_TYPE_TQ1_0,
-    GGML_TYPE_TQ2_0,   GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,   GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_S,
-    GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ4_NL,  GGML_TYPE_IQ4_XS,
+    GGML_TYPE_F32,     GGML_TYPE_F16,   GGML_TYPE_BF16,   GGML_TYPE_Q1_0,   GGML_TYPE_Q2_0,    GGML_TYPE_Q4_0,
+    GGML_TYPE_Q4_1,    GGML_TYPE_Q5_0,  GGML_TYPE_Q5_1,   GGML_TYPE_Q8_0,   GGML_TYPE_MXFP4,   GGML_TYPE_NVFP4,
+    GGML_TYPE_Q2_K,    GGML_TYPE_Q3_K,  GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K,    GGML_TYPE_TQ1_0,
+    GGML_TYPE_TQ2_0,   GGML_TYPE_IQ1_S, GGML_TYPE_IQ1_M,  GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ2_S,
+    GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ3_S, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
 };
 
 TensorType describe(ggml_type id) {
     const bool encodes = std::find(encodable.begin(), encodable.end(), id) != encodable.end();
     const bool decodes = id == GGML_TYPE_F32 || ggml_get_type_traits(id)->to_float != nullptr;
-    return {static_cast<uint32_t>(id), ggml_type_name(id), static_cast<uint64_t>(ggml_blck_size(id)), ggml_type_size(id),
-            decodes,                   encodes,            ggml_quantize_requires_imatrix(id)};
+    return {static_cast<uint32_t>(id),
+            ggml_type_name(id),
+            static_cast<uint64_t>(ggml_blck_size(id)),
+            ggml_type_size(id),
+            decodes,
+            encodes,
+            ggml_quantize_requires_imatrix(id)};
 }
 
 std::vector<TensorType> all_types() {
@@ -55,9 +60,9 @@ void check_encoding(const TensorType & type, std::span<const float> values, size
         refuse(ErrorCode::unsupported, type, "nothing can be encoded in it");
     }
     if (row_length == 0 || row_length % type.block_size != 0 || values.size() % row_length != 0) {
-        refuse(ErrorCode::input, type,
-               "rows of " + std::to_string(row_length) + " values, expected a multiple of " +
-                   std::to_string(type.block_size));
+        refuse(
+            ErrorCode::input, type,
+            "rows of " + std::to_string(row_length) + " values, expected a multiple of " + std::to_string(type.block_size));
     }
     if (imatrix.empty() && type.needs_imatrix) {
         refuse(ErrorCode::input, type, "needs an importance matrix: give one");
@@ -85,15 +90,19 @@ struct Scales {
 
 const Scales * find_scales(const TensorType & type) {
     static const std::vector<Scales> table = {
-        {GGML_TYPE_F32, Number::f32, {0}},      {GGML_TYPE_F16, Number::f16, {0}},     {GGML_TYPE_BF16, Number::bf16, {0}},
-        {GGML_TYPE_Q1_0, Number::f16, {0}},     {GGML_TYPE_Q2_0, Number::f16, {0}},    {GGML_TYPE_Q4_0, Number::f16, {0}},
-        {GGML_TYPE_Q4_1, Number::f16, {0, 2}},  {GGML_TYPE_Q5_0, Number::f16, {0}},    {GGML_TYPE_Q5_1, Number::f16, {0, 2}},
-        {GGML_TYPE_Q8_0, Number::f16, {0}},     {GGML_TYPE_MXFP4, Number::e8m0, {0}},  {GGML_TYPE_Q2_K, Number::f16, {80, 82}},
-        {GGML_TYPE_Q3_K, Number::f16, {108}},   {GGML_TYPE_Q4_K, Number::f16, {0, 2}}, {GGML_TYPE_Q5_K, Number::f16, {0, 2}},
-        {GGML_TYPE_Q6_K, Number::f16, {208}},   {GGML_TYPE_TQ1_0, Number::f16, {52}},  {GGML_TYPE_TQ2_0, Number::f16, {64}},
-        {GGML_TYPE_IQ1_S, Number::f16, {0}},    {GGML_TYPE_IQ2_XS, Number::f16, {0}},  {GGML_TYPE_IQ2_XXS, Number::f16, {0}},
-        {GGML_TYPE_IQ2_S, Number::f16, {0}},    {GGML_TYPE_IQ3_S, Number::f16, {0}},   {GGML_TYPE_IQ3_XXS, Number::f16, {0}},
-        {GGML_TYPE_IQ4_NL, Number::f16, {0}},   {GGML_TYPE_IQ4_XS, Number::f16, {0}},
+        {GGML_TYPE_F32, Number::f32, {0}},     {GGML_TYPE_F16, Number::f16, {0}},
+        {GGML_TYPE_BF16, Number::bf16, {0}},   {GGML_TYPE_Q1_0, Number::f16, {0}},
+        {GGML_TYPE_Q2_0, Number::f16, {0}},    {GGML_TYPE_Q4_0, Number::f16, {0}},
+        {GGML_TYPE_Q4_1, Number::f16, {0, 2}}, {GGML_TYPE_Q5_0, Number::f16, {0}},
+        {GGML_TYPE_Q5_1, Number::f16, {0, 2}}, {GGML_TYPE_Q8_0, Number::f16, {0}},
+        {GGML_TYPE_MXFP4, Number::e8m0, {0}},  {GGML_TYPE_Q2_K, Number::f16, {80, 82}},
+        {GGML_TYPE_Q3_K, Number::f16, {108}},  {GGML_TYPE_Q4_K, Number::f16, {0, 2}},
+        {GGML_TYPE_Q5_K, Number::f16, {0, 2}}, {GGML_TYPE_Q6_K, Number::f16, {208}},
+        {GGML_TYPE_TQ1_0, Number::f16, {52}},  {GGML_TYPE_TQ2_0, Number::f16, {64}},
+        {GGML_TYPE_IQ1_S, Number::f16, {0}},   {GGML_TYPE_IQ2_XS, Number::f16, {0}},
+        {GGML_TYPE_IQ2_XXS, Number::f16, {0}}, {GGML_TYPE_IQ2_S, Number::f16, {0}},
+        {GGML_TYPE_IQ3_S, Number::f16, {0}},   {GGML_TYPE_IQ3_XXS, Number::f16, {0}},
+        {GGML_TYPE_IQ4_NL, Number::f16, {0}},  {GGML_TYPE_IQ4_XS, Number::f16, {0}},
     };
     const auto found = std::find_if(table.begin(), table.end(),
                                     [&](const Scales & scales) { return static_cast<uint32_t>(scales.type) == type.id; });

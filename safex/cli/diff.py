@@ -30,6 +30,6 @@ def run(args: argparse.Namespace) -> int:
     out = Output(args)
     with make_steps(out.quiet) as steps:
         found = diff(args.a, args.b, on_step=steps.running)
-    show_difference(out, found)
+    show_difference(out, found, found.metadata)
     out.result({"equal": found.equal, **found.to_json()})
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .output import Output, number, size, table
@@ -13,8 +14,8 @@ SHOWN = 40  # slices; --json has all
 HEX = 12
 
 
-def show_difference(out: Output, found: Difference) -> None:
-    """Slices as a table, the rest in lines."""
+def show_difference(out: Output, found: Difference, metadata: Mapping[str, str]) -> None:
+    """Slices as a table, the rest in lines; ``metadata`` are the keys to show."""
     if found.slices:
         out.text(
             f"Slices that differ: {number(len(found.slices))}",
@@ -29,9 +30,10 @@ def show_difference(out: Output, found: Difference) -> None:
         )
     if len(found.slices) > SHOWN:
         out.text(f"... and {number(len(found.slices) - SHOWN)} more (--json lists all)")
-    for kind, changes in (("tensor", found.tensors), ("metadata", found.metadata)):
-        for name, how in changes.items():
-            out.text(f"{kind} {name}: {how}")
+    for name, how in found.tensors.items():
+        out.text(f"tensor {name}: {how}")
+    for how in dict.fromkeys(metadata.values()):
+        out.text(f"metadata, {how}: {', '.join(key for key in metadata if metadata[key] == how)}")
     for line in found.layout:
         out.text(line)
     out.text(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 USAGE = "MODEL EXPERTS (-o OUT | --in-place) [options]"
 DESCRIPTION = """\
 Write a mask into a model file: what the experts put out becomes 0 (or is multiplied), as with `eval --mask`, in any
-llama.cpp. The file says in its metadata and its name that its safety behaviour was altered, by what, and from what base;
-`verify` proves it. Not for release: audit and hardening only."""
+llama.cpp. The file says in its metadata and its name that its safety behaviour was altered, by what, and from what
+base; `verify` proves it. Not for release: audit and hardening only."""
 EXAMPLE = """\
   safex-native mask model.gguf experts.json:ctrl -o masked.gguf
   safex-native mask model.gguf 3:17,4:2 --gain 0.5 -o damped.gguf
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = Output(args)
     if args.in_place == (args.output is not None):
-        raise InputError(
-            "give either -o OUT for a new file or --in-place (see 'safex-native mask --help')"
-        )
+        raise InputError("give either -o OUT for a new file or --in-place (see 'safex-native mask --help')")
     if args.gain is not None and args.mode != "zero":
         raise InputError(f"--gain needs --mode zero: mode {args.mode} multiplies nothing")
     experts = parse_experts(args.experts)

@@ -8,7 +8,7 @@ from .output import Output, size
 
 USAGE = "MODEL [options]"
 DESCRIPTION = """\
-Take an in-place edit back, finished or cut short: the model is its base again, byte for byte, and the undo file goes."""
+Take an in-place edit back, finished or cut short: the model is its base again, byte for byte; the undo file goes."""
 EXAMPLE = "  safex-native restore model.gguf"
 
 

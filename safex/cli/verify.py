@@ -30,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print, and say by the exit code whether it holds."""
     from safex.shipping import verify
+    from safex.shipping.differences import is_label
 
     out = Output(args)
     with make_steps(out.quiet) as steps:
         found = verify(args.base, args.edited, on_step=steps.running)
-    show_difference(out, found.difference)
+    changes = found.difference.metadata
+    show_difference(out, found.difference, {key: how for key, how in changes.items() if not is_label(key)})
     show_account(out, found)
     out.result(found.to_json())
     return 0 if found.holds else 1

@@ -1,4 +1,4 @@
-"""Ranges of files copied by the kernel: shared blocks where the file system has them, else without a detour through us."""
+"""Ranges of files copied by the kernel: shared blocks where the file system has them, else no detour."""
 
 from __future__ import annotations
 

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from safex import _native
-
 from .editing import OnStep, no_progress
 from .hashing import sha256
-from .model_files import NAME, ModelFiles
+from .model_files import NAME, ModelFiles, native
 from .provenance import PREFIX
 
 CHUNK = 8 << 20
@@ -81,7 +79,9 @@ def is_label(key: str) -> bool:
     return key == NAME or key.startswith(PREFIX)
 
 
-def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, on_step: OnStep = no_progress) -> Difference:
+def diff(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], *, on_step: OnStep = no_progress
+) -> Difference:
     """What differs between two models. Raises InputError for a file that is no model."""
     return compare(ModelFiles.open(a), ModelFiles.open(b), on_step)
 
@@ -181,7 +181,9 @@ class _Comparison:
             if data == _read(b, at, CHUNK):
                 self._same(data)
             elif not self.found.layout:
-                self.found.layout.append(f"bytes between tensors differ, from {a.offset + at} of {a.file.path}")
+                self.found.layout.append(
+                    f"bytes between tensors differ, from {a.offset + at} of {a.file.path}"
+                )
 
 
 def _read(region: _Region, at: int, size: int) -> bytes:
@@ -202,7 +204,7 @@ def _whole(file: Any, tensor: Any) -> _Region:
 def _other_kind(a: Any, b: Any) -> str:
     """How two tensors of a name differ before any value is read; empty where they don't."""
     if a.type != b.type:
-        types = (_native.tensor_type(tensor.type).name for tensor in (a, b))
+        types = (native.tensor_type(tensor.type).name for tensor in (a, b))
         return "has type {}, in the second {}".format(*types)
     if a.shape != b.shape:
         return f"has shape {a.shape}, in the second {b.shape} (other type of tensor)"

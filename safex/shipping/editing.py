@@ -77,7 +77,9 @@ def target_paths(files: ModelFiles, target: Path) -> list[Path]:
 def write_new(plan: Plan, targets: Sequence[Path], on_step: OnStep = no_progress) -> Provenance:
     """Write the edited model beside its base. Raises InputError, DiskError; then nothing is left behind."""
     files = plan.files
-    blank = plan.described([Written.blank(part) for part in plan.parts], ["0" * SHA256_HEX] * len(files.paths))
+    blank = plan.described(
+        [Written.blank(part) for part in plan.parts], ["0" * SHA256_HEX] * len(files.paths)
+    )
     head = header.rebuilt(files.files[0], blank.metadata())
     assert head is not None
     with FileHashes(files.paths) as hashes, ExitStack() as stack:
@@ -85,7 +87,9 @@ def write_new(plan: Plan, targets: Sequence[Path], on_step: OnStep = no_progress
         outputs = [stack.enter_context(disk.replacing(path))[0] for path in targets]
         shift = len(head) - files.files[0].header.data
         _copy_all(files, outputs, len(head), on_step)
-        written = [_write_slice(plan, part, outputs[part.file], 0 if part.file else shift) for part in plan.parts]
+        written = [
+            _write_slice(plan, part, outputs[part.file], 0 if part.file else shift) for part in plan.parts
+        ]
         on_step("hashing the base", 0, 1)
         done = plan.described(written, hashes.result())
         final = header.rebuilt(files.files[0], done.metadata(), length=len(head))

@@ -21,7 +21,7 @@ class FileHashes(threading.Thread):
     def __init__(self, paths: Sequence[Path]) -> None:
         """Nothing starts yet."""
         super().__init__(daemon=True)
-        self._paths, self._stop = paths, threading.Event()
+        self._paths, self._given_up = paths, threading.Event()
         self._digests: list[str] = []
         self._error: OSError | None = None
 
@@ -32,7 +32,7 @@ class FileHashes(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         """Stop, done or not."""
-        self._stop.set()
+        self._given_up.set()
         self.join()
 
     def run(self) -> None:
@@ -52,6 +52,6 @@ class FileHashes(threading.Thread):
     def _hash(self, path: Path) -> str:
         state, buffer = hashlib.sha256(), bytearray(CHUNK)
         with path.open("rb", buffering=0) as file:
-            while (n := file.readinto(buffer)) and not self._stop.is_set():
+            while (n := file.readinto(buffer)) and not self._given_up.is_set():
                 state.update(memoryview(buffer)[:n])
         return state.hexdigest()

@@ -33,7 +33,8 @@ def pack(key: str, value: Value) -> bytes:
 
 def unpack(file: Any, entry: Any) -> Value:
     """The value of an entry of a type that ``pack`` writes. Raises InputError for others and for bad UTF-8."""
-    kind, raw = entry.type.name, file.read(entry.value, entry.end - entry.value)
+    kind: str = entry.type.name
+    raw: bytes = file.read(entry.value, entry.end - entry.value)
     try:
         if kind == "u32":
             return int.from_bytes(raw, "little")
@@ -43,7 +44,9 @@ def unpack(file: Any, entry: Any) -> Value:
             return [text.decode() for text in _texts(raw)]
     except UnicodeDecodeError as error:
         raise InputError(f"{file.path}: metadata {entry.key!r} is no UTF-8 text") from error
-    raise InputError(f"{file.path}: metadata {entry.key!r} is of type {kind}, which safex-native never writes")
+    raise InputError(
+        f"{file.path}: metadata {entry.key!r} is of type {kind}, which safex-native never writes"
+    )
 
 
 def rebuilt(file: Any, changes: Mapping[str, Value | None], *, length: int | None = None) -> bytes | None:
@@ -54,7 +57,7 @@ def rebuilt(file: Any, changes: Mapping[str, Value | None], *, length: int | Non
     head = file.header
     changes = {RESERVED: None, **changes}
     entries = [raw for raw in _entries(file, changes) if raw]
-    infos = file.read(head.entries_end, head.end - head.entries_end)
+    infos: bytes = file.read(head.entries_end, head.end - head.entries_end)
     bare = _HEAD.size + sum(map(len, entries)) + len(infos)
     total = _next_place(bare, head) if length is None else length
     if _aligned(bare, head.alignment) != total:
@@ -84,7 +87,8 @@ def _next_place(bare: int, head: Any) -> int:
     """Where the data begins: as far into a block as in the old file, behind the entries and a filler."""
     least = bare + len(pack(RESERVED, ""))
     step = max(BLOCK, head.alignment)
-    return least + (head.data - least) % step
+    place: int = least + (head.data - least) % step
+    return place
 
 
 def _aligned(size: int, alignment: int) -> int:

@@ -19,14 +19,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from safex import _native, model_file
+from safex import model_file
 from safex.errors import InputError, UnsupportedError
 from safex.expert_set import ExpertSet, parse_experts
 from safex.experts import Expert, ExpertList, to_expert
 
 from . import editing, undo
 from .account import history_of
-from .model_files import ModelFiles, Slice
+from .model_files import ModelFiles, Slice, native
 from .provenance import Provenance, sidecar_path
 
 MODES = ("zero", "reroute")
@@ -56,7 +56,7 @@ class Multiplied:
             return self._done(ZEROED, bytes(len(old)))
         if self.gain == 1:
             return self._done(UNCHANGED, old)
-        new, scaling = _native.scale_blocks(part.type, old, self.gain)
+        new, scaling = native.scale_blocks(part.type, old, self.gain)
         if scaling == "exact":
             return self._done(EXACT, new)
         if scaling == "impossible":
@@ -69,9 +69,9 @@ class Multiplied:
         return new
 
     def _requantized(self, part: Slice, old: bytes) -> bytes:
-        rows = _native.decode(part.type, old).reshape(-1, part.columns) * np.float32(self.gain)
+        rows = native.decode(part.type, old).reshape(-1, part.columns) * np.float32(self.gain)
         try:
-            encoded: bytes = _native.encode(part.type, rows, None)
+            encoded: bytes = native.encode(part.type, rows, None)
         except InputError as error:
             raise InputError(
                 f"{part.tensor}, expert {part.expert}: can't be multiplied by {self.gain:g}: {error}"
@@ -81,9 +81,9 @@ class Multiplied:
 
 def relative_error(part: Slice, old: bytes, new: bytes, gain: float) -> float:
     """Norm of (new - gain * old) over norm of (gain * old), of the decoded values."""
-    wanted = _native.decode(part.type, old).astype(np.float64) * float(np.float32(gain))
+    wanted = native.decode(part.type, old).astype(np.float64) * float(np.float32(gain))
     norm = float(np.linalg.norm(wanted))
-    return float(np.linalg.norm(_native.decode(part.type, new) - wanted)) / norm if norm else 0.0
+    return float(np.linalg.norm(native.decode(part.type, new) - wanted)) / norm if norm else 0.0
 
 
 def never_selected(part: Slice, old: bytes) -> bytes:
@@ -271,7 +271,7 @@ def reroute_roles(files: ModelFiles, layer: int) -> list[Any]:
     otherwise = "use mode zero, or `eval --mode reroute` at run time"
     if tensor is None:
         raise UnsupportedError(f"{here} has no router bias that could keep an expert out: {otherwise}")
-    if _native.tensor_type(tensor.type).name != F32:
+    if native.tensor_type(tensor.type).name != F32:
         raise UnsupportedError(f"{here} has a router bias that is not f32: {otherwise}")
     if tensor.role == SELECTION_BIAS and not files.native.scores_are_independent:
         raise UnsupportedError(

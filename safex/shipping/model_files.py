@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safex import _native, model_file
+from safex import _native as _compiled
+from safex import model_file
 from safex.errors import InputError, UnsupportedError
 
-NAME, ARCHITECTURE = "general.name", "general.architecture"
+NAME = "general.name"
+native: Any = _compiled  # its stub lies where it is installed, out of mypy's sight
 
 
 class Slice(NamedTuple):
@@ -44,7 +46,7 @@ class ModelFiles:
         """Read and check all headers. ``model`` is a path or a bundled model's name. Raises InputError."""
         paths = model_file.shards(model_file.resolve(model))
         stamps = [_stamp(path) for path in paths]
-        return cls(paths, _native.GgufModel([str(path) for path in paths]), stamps)
+        return cls(paths, native.GgufModel([str(path) for path in paths]), stamps)
 
     @property
     def path(self) -> Path:

@@ -157,7 +157,9 @@ def problems(name: str, values: Mapping[str, header.Value]) -> list[str]:
         return ["it carries no provenance (no metadata safex.*, no side-car, no undo file)"]
     found = [f"metadata safex.{key} is missing" for key in _required() if key not in values]
     for keys, kind in ((_TEXTS, str), (_LISTS, list)):
-        found += [f"safex.{key} has another type than it should" for key in keys if not _is(values, key, kind)]
+        found += [
+            f"safex.{key} has another type than it should" for key in keys if not _is(values, key, kind)
+        ]
     if values.get("schema_version") != SCHEMA_VERSION:
         found.append(f"safex.schema_version is {values.get('schema_version')}, expected {SCHEMA_VERSION}")
     if MARK not in name:

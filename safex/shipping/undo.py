@@ -1,7 +1,7 @@
 """Undo files: what an in-place edit of a model needs to be taken back, written and synced before the model is touched.
 
-``MODEL.undo`` = a magic, the old bytes of every range that the edit writes, JSON that says which, then the length of the
-JSON and the SHA-256 of all before it. Whoever finds one takes the edit back by writing the ranges, however far it came.
+``MODEL.undo`` = a magic, the old bytes of every range that the edit writes, JSON that says which, the length of the
+JSON and the SHA-256 of all before it. Writing the ranges takes the edit back, however far it came.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _refuse_unfit(path: Path) -> None:
             f"{path}: has {status.st_nlink} names (hard links) that would all change: write a new file with -o"
         )
     if not status.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
-        raise InputError(f"{path}: is read-only: chmod u+w to change it in place, or write a new file with -o")
+        raise InputError(
+            f"{path}: is read-only: chmod u+w to change it in place, or write a new file with -o"
+        )
 
 
 # --- writing
@@ -183,9 +185,13 @@ def _from_json(path: Path, said: Any, n_bytes: int) -> Undo:
     try:
         values = dict(said)
         version = values.pop("safex_undo")
-        values["ranges"] = [(int(number), int(offset), int(size)) for number, offset, size in values["ranges"]]
+        values["ranges"] = [
+            (int(number), int(offset), int(size)) for number, offset, size in values["ranges"]
+        ]
         undo = Undo(**values)
-        inside = all(0 <= offset <= offset + size <= undo.sizes[number] for number, offset, size in undo.ranges)
+        inside = all(
+            0 <= offset <= offset + size <= undo.sizes[number] for number, offset, size in undo.ranges
+        )
     except (KeyError, IndexError, TypeError, ValueError):
         version, inside, undo = None, False, None
     if undo is None or version != VERSION or not inside or sum(size for *_, size in undo.ranges) != n_bytes:

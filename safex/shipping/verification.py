@@ -68,16 +68,18 @@ def verify(
     return Verification(difference, account, found + difference.unlabelled())
 
 
-def _base_problems(
-    base: ModelFiles, values: Mapping[str, header.Value], digests: list[str]
-) -> list[str]:
+def _base_problems(base: ModelFiles, values: Mapping[str, header.Value], digests: list[str]) -> list[str]:
     """Whether it is the base that the file names."""
     found = []
     fingerprint = model_file.fingerprint(base.path)
     if values["base.fingerprint"] != fingerprint:
-        found.append(f"it was made from another base (fingerprint {values['base.fingerprint']}, not {fingerprint})")
+        found.append(
+            f"it was made from another base (fingerprint {values['base.fingerprint']}, not {fingerprint})"
+        )
     if digests and values["base.sha256"] != ",".join(digests):
-        found.append(f"it was made from another base (SHA-256 {values['base.sha256']}, not {','.join(digests)})")
+        found.append(
+            f"it was made from another base (SHA-256 {values['base.sha256']}, not {','.join(digests)})"
+        )
     return found
 
 

@@ -73,7 +73,11 @@ def _counts(good: Fields) -> Iterator[tuple[str, bytes, str]]:
     key = good.entry("general.name")
     yield "a key as long as all memory", good.put(key["length"], U64.pack(1 << 62)), "within the key of"
     value = good.entry("general.name")["value"]
-    yield "a text as long as all memory", good.put(value, U64.pack((1 << 64) - 8)), "within metadata 'general.name'"
+    yield (
+        "a text as long as all memory",
+        good.put(value, U64.pack((1 << 64) - 8)),
+        "within metadata 'general.name'",
+    )
     array = good.entry("tokenizer.ggml.tokens")["value"]
     yield "an endless array", good.put(array + 4, U64.pack((1 << 64) - 1)), "within"
     types = good.entry("tokenizer.ggml.token_type")["value"]
@@ -110,8 +114,16 @@ def _metadata(good: Fields) -> Iterator[tuple[str, bytes, str]]:
     yield "a value of no type", good.put(name["type"], U32.pack(13)), "is of type 13, which there is not"
     nested = good.put(good.entry("tokenizer.ggml.tokens")["value"], U32.pack(9))
     yield "an array of arrays", nested, "is an array of arrays"
-    yield "a name that is no text", good.put(name["value"] + 8, b"\xc3\x28"), "'general.name' is no UTF-8 text"
-    yield "more experts used than there are", good.put(count["value"], U32.pack(99)), "is 99, expected at most 8"
+    yield (
+        "a name that is no text",
+        good.put(name["value"] + 8, b"\xc3\x28"),
+        "'general.name' is no UTF-8 text",
+    )
+    yield (
+        "more experts used than there are",
+        good.put(count["value"], U32.pack(99)),
+        "is 99, expected at most 8",
+    )
     yield "a count that is a float", good.put(count["type"], U32.pack(6)), "is no whole number"
     # Both keys have twenty letters.
     yield "a key twice", good.data.replace(b"general.architecture", b"llama.rope.freq_base"), "is there twice"

@@ -45,14 +45,20 @@ void mutate(Bytes & data, std::mt19937_64 & random) {
         case 0: data[at] = static_cast<uint8_t>(random()); break;
         case 1: data[at] ^= static_cast<uint8_t>(1u << random() % 8); break;
         case 2: data.resize(std::max<size_t>(at, 1)); break;
-        case 3: data.insert(data.begin() + static_cast<ptrdiff_t>(at), random() % 9 + 1, static_cast<uint8_t>(random())); break;
+        case 3:
+            data.insert(data.begin() + static_cast<ptrdiff_t>(at), random() % 9 + 1, static_cast<uint8_t>(random()));
+            break;
         case 4: {
             const size_t   n     = random() % 2 == 0 ? 4 : 8;
             const uint64_t value = odd_number(random);
-            std::memcpy(data.data() + std::min(at, data.size() - std::min(n, data.size())), &value, std::min(n, data.size()));
+            std::memcpy(data.data() + std::min(at, data.size() - std::min(n, data.size())), &value,
+                        std::min(n, data.size()));
             break;
         }
-        default: data.erase(data.begin() + static_cast<ptrdiff_t>(at)); data.push_back(0); break;
+        default:
+            data.erase(data.begin() + static_cast<ptrdiff_t>(at));
+            data.push_back(0);
+            break;
     }
 }
 

@@ -34,6 +34,8 @@ class GgufModel {
     // All files of the model, in order. Throws Error(input): a file that can't be read, a tensor in two of them, experts
     // whose tensors contradict each other.
     explicit GgufModel(const std::vector<std::string> & paths);
+    GgufModel(const GgufModel &)             = delete;
+    GgufModel & operator=(const GgufModel &) = delete;
 
     const std::vector<std::unique_ptr<GgufFile>> & files() const { return files_; }
     const std::string &                            architecture() const { return architecture_; }
@@ -54,12 +56,12 @@ class GgufModel {
     int                     bounded(const std::string & name, int most) const;
     std::optional<uint64_t> number(const std::string & name) const;
 
-    std::vector<std::unique_ptr<GgufFile>> files_;
-    std::string                            architecture_;
-    std::vector<ExpertTensor>              tensors_;
+    std::vector<std::unique_ptr<GgufFile>>  files_;
+    std::string                             architecture_;
+    std::vector<ExpertTensor>               tensors_;
     std::unordered_map<std::string, size_t> by_name_;  // into tensors_
-    std::vector<RouterFacts>               routers_;
-    bool                                   independent_ = false;
+    std::vector<RouterFacts>                routers_;
+    bool                                    independent_ = false;
 };
 
 }  // namespace safex
