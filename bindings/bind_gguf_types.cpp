@@ -5,6 +5,7 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -54,7 +55,7 @@ const char * name_of(safex::Scaling scaling) {
     }
 }
 
-std::pair<nb::bytes, const char *> scale_blocks(uint32_t type, const nb::bytes & blocks, float factor) {
+std::pair<nb::bytes, std::string> scale_blocks(uint32_t type, const nb::bytes & blocks, float factor) {
     std::vector<uint8_t> scaled(view(blocks).begin(), view(blocks).end());
     safex::Scaling       scaling = safex::Scaling::impossible;
     {
