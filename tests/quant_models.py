@@ -39,6 +39,8 @@ def weights(tensor: bench_model.Tensor) -> np.ndarray:
 
 def write(path: Path, kind: str, quantizer: Quantizer) -> Path:
     """Write the model with its experts in the type, everything else in float32."""
+    traits = quantizer.traits(TYPES[kind])
+    gguf.constants.GGML_QUANT_SIZES.setdefault(TYPES[kind], (traits.blck_size, traits.type_size))
     writer = gguf.GGUFWriter(path, bench_model.ARCH)
     bench_model.add_metadata(writer, SHAPE, "f32")
     bench_model.add_tokenizer(writer, SHAPE.vocabulary)
@@ -48,7 +50,7 @@ def write(path: Path, kind: str, quantizer: Quantizer) -> Path:
             imatrix = np.ones(values.shape[-1], np.float32) if kind in NEED_IMATRIX else None
             raw = np.frombuffer(quantizer.quantize(TYPES[kind], values, imatrix), np.uint8)
             packed = raw.reshape(*values.shape[:-1], -1)
-            writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType(TYPES[kind]))
+            writer.add_tensor(tensor.name, packed, raw_dtype=TYPES[kind])
         else:
             writer.add_tensor(tensor.name, values)
     writer.write_header_to_file()

@@ -26,6 +26,7 @@ def stock(stock_bin: Path) -> Quantizer:
 @pytest.fixture(scope="module")
 def values() -> np.ndarray:
     rows = np.random.default_rng(5).normal(0, 2, (ROWS, COLUMNS)).astype(np.float32)
+    rows[np.abs(rows) < 0.01] = 1  # an F16 may be too small to be halved exactly
     rows[2] = 0
     return rows
 

@@ -35,7 +35,7 @@ def selected(path: Path) -> Experts:
     with safex.Model(path, flash_attn=False, kv_type="f32", n_threads=2, n_ctx=256) as model:
         counts = model.profile([TOKENS]).counts[0]
         layers = model.layers
-    return [(layer, int(e)) for layer, row in zip(layers, counts, strict=True) for e in np.argsort(-row)[:2]]
+    return [(layer, int(e)) for layer, row in zip(layers, counts, strict=True) for e in np.argsort(-row.astype(int))[:2]]
 
 
 # --- every type
