@@ -1,4 +1,4 @@
-"""Small models whose experts are in any tensor type: rows of 256, which is every type's block or a multiple of it."""
+"""Small models whose experts' last weights are in any tensor type: rows of 256, every type's block or a multiple."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stock_llama import Quantizer
 
 SHAPE = bench_model.Shape(
     layers=2,
-    experts=8,
+    experts=4,
     top_k=2,
     width=256,
     expert_width=256,
@@ -38,7 +38,7 @@ def weights(tensor: bench_model.Tensor) -> np.ndarray:
 
 
 def write(path: Path, kind: str, quantizer: Quantizer) -> Path:
-    """Write the model with its experts in the type, everything else in float32."""
+    """Write the model with `ffn_down_exps` in the type, everything else in float32."""
     traits = quantizer.traits(TYPES[kind])
     gguf.constants.GGML_QUANT_SIZES.setdefault(TYPES[kind], (traits.blck_size, traits.type_size))
     writer = gguf.GGUFWriter(path, bench_model.ARCH)
@@ -46,7 +46,7 @@ def write(path: Path, kind: str, quantizer: Quantizer) -> Path:
     bench_model.add_tokenizer(writer, SHAPE.vocabulary)
     for tensor in bench_model.tensors(SHAPE):
         values = weights(tensor)
-        if "_exps" in tensor.name and kind != "F32":
+        if "down_exps" in tensor.name and kind != "F32":
             imatrix = np.ones(values.shape[-1], np.float32) if kind in NEED_IMATRIX else None
             raw = np.frombuffer(quantizer.quantize(TYPES[kind], values, imatrix), np.uint8)
             packed = raw.reshape(*values.shape[:-1], -1)

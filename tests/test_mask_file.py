@@ -35,13 +35,17 @@ def selected(path: Path) -> Experts:
     with safex.Model(path, flash_attn=False, kv_type="f32", n_threads=2, n_ctx=256) as model:
         counts = model.profile([TOKENS]).counts[0]
         layers = model.layers
-    return [(layer, int(e)) for layer, row in zip(layers, counts, strict=True) for e in np.argsort(-row.astype(int))[:2]]
+    return [
+        (layer, int(e))
+        for layer, row in zip(layers, counts, strict=True)
+        for e in np.argsort(-row.astype(int))[:2]
+    ]
 
 
 # --- every type
 
 
-MASK: Experts = [(0, e) for e in range(4)] + [(1, 2), (1, 5)]
+MASK: Experts = [(0, 0), (0, 3), (1, 2)]
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ class ModelFiles:
         """Read and check all headers. ``model`` is a path or a bundled model's name. Raises InputError."""
         paths = model_file.shards(model_file.resolve(model))
         stamps = [_stamp(path) for path in paths]
-        return cls(paths, native.GgufModel([str(path) for path in paths]), stamps)
+        files = cls(paths, native.GgufModel([str(path) for path in paths]), stamps)
+        files.files[0].text(NAME)  # it is text, if it is there
+        return files
 
     @property
     def path(self) -> Path:

@@ -59,8 +59,12 @@ def hostile_files(path: Path) -> Iterator[tuple[str, bytes, str]]:
 def _cut(good: Fields) -> Iterator[tuple[str, bytes, str]]:
     """Truncated: a reader that trusts the header reads behind the end of its map (SIGBUS) or of its buffer."""
     n = len(good.data)
-    for name, size in (("in the counts", 20), ("in the metadata", 300), ("before the last byte", n - 1)):
-        yield f"cut {name}", good.data[:size], "it ends at byte" if size < n - 1 else "is not within the file"
+    for size, part in (
+        (10, "it ends at byte 10"),
+        (n // 3, "damaged GGUF"),
+        (n - 1, "is not within the file"),
+    ):
+        yield f"cut after {size} bytes", good.data[:size], part
     yield "cut in the magic", good.data[:3], "not a GGUF file"
     yield "empty", b"", "not a GGUF file"
 
@@ -115,7 +119,7 @@ def _metadata(good: Fields) -> Iterator[tuple[str, bytes, str]]:
     nested = good.put(good.entry("tokenizer.ggml.tokens")["value"], U32.pack(9))
     yield "an array of arrays", nested, "is an array of arrays"
     yield (
-        "a name that is no text",
+        "a model that is called no text",
         good.put(name["value"] + 8, b"\xc3\x28"),
         "'general.name' is no UTF-8 text",
     )
