@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bench_model
 import gguf
 import numpy as np
 import pytest
@@ -366,3 +370,39 @@ def test_any_gain_in_f32_is_the_product(tmp_path: Path, tiny_path: TinyPath) -> 
         old, new = (np.frombuffer(t[name], "<f4").reshape(8, -1) for t in (before, after))
         np.testing.assert_array_equal(new[1], old[1] * np.float32(-0.3))
         np.testing.assert_array_equal(np.delete(new, 1, 0), np.delete(old, 1, 0))
+
+
+# --- file systems that share blocks
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    """A small XFS, mounted; needs root and mkfs.xfs."""
+    if shutil.which("mkfs.xfs") is None:
+        pytest.skip("mkfs.xfs (xfsprogs) is not installed")
+    image, folder = tmp_path / "image", tmp_path / "xfs"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)], check=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=False).returncode:
+        pytest.skip("can't mount here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def used(folder: Path) -> int:
+    os.sync()
+    return shutil.disk_usage(folder).used
+
+
+def test_a_new_file_shares_its_blocks_with_the_base(xfs: Path, tmp_path: Path) -> None:
+    shape = bench_model.Shape(layers=2, experts=16, top_k=2, width=768, expert_width=512, vocabulary=512)
+    base = bench_model.write(xfs / "base.gguf", shape)
+    before = used(xfs)
+    safex.write_mask(base, xfs / "shared.gguf", [(0, 1)])
+    assert used(xfs) - before < 2 << 20 < base.stat().st_size // 10
+    safex.write_mask(base, tmp_path / "copied.gguf", [(0, 1)])  # another file system
+    assert (xfs / "shared.gguf").read_bytes() == (tmp_path / "copied.gguf").read_bytes()
