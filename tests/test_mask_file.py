@@ -18,6 +18,7 @@ import pytest
 import quant_models
 import stock_llama
 import tiny_models
+from cli_runner import cli
 from test_exactness import with_fused_gate_up, with_scales
 
 import safex
@@ -370,6 +371,46 @@ def test_any_gain_in_f32_is_the_product(tmp_path: Path, tiny_path: TinyPath) -> 
         old, new = (np.frombuffer(t[name], "<f4").reshape(8, -1) for t in (before, after))
         np.testing.assert_array_equal(new[1], old[1] * np.float32(-0.3))
         np.testing.assert_array_equal(np.delete(new, 1, 0), np.delete(old, 1, 0))
+
+
+def test_the_target_is_never_the_model(tmp_path: Path, tiny_path: TinyPath) -> None:
+    base = Path(shutil.copy(tiny_path("qwen3moe"), tmp_path / "base.gguf"))
+    data = base.read_bytes()
+    (tmp_path / "link.gguf").symlink_to(base)
+    (tmp_path / "hard.gguf").hardlink_to(base)
+    for name in ("base.gguf", "link.gguf", "hard.gguf"):
+        with pytest.raises(safex.InputError, match="is the model itself"):
+            safex.write_mask(base, tmp_path / name, [(0, 1)], force=True)
+        cli("mask", base, "0:1", "-o", tmp_path / name, "--force").fails(2, "is one of the inputs")
+    assert base.read_bytes() == data and len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_exists_is_replaced_only_by_force(tmp_path: Path, tiny_path: TinyPath) -> None:
+    base, out = tiny_path("qwen3moe"), tmp_path / "out.gguf"
+    out.write_text("my notes")
+    with pytest.raises(safex.InputError, match="exists: choose another -o, or replace it with --force"):
+        safex.write_mask(base, out, [(0, 1)])
+    cli("mask", base, "0:1", "-o", out).fails(2, "exists: choose another -o, or replace it with --force")
+    assert out.read_text() == "my notes"
+    done = cli("mask", base, "0:1", "-o", out, "--force", "--json")
+    assert done.code == 0 and safex.verify(base, out).holds
+    assert done.json["how"] == {"zeroed": 1} and done.json["base"]["sha256"] == sha256(base)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["give either -o OUT for a new file or --in-place"]),
+        (["-o", "out.gguf", "--in-place"], ["give either -o OUT for a new file or --in-place"]),
+        (["-o", "nowhere/out.gguf"], ["its folder doesn't exist"]),
+        (["-o", "out.gguf", "--gain", "inf"], ["expected a finite number, found 'inf'"]),
+        (["-o", "out.gguf", "--gain", "2", "--mode", "reroute"], ["--gain needs --mode zero"]),
+        (["-o", "out.gguf", "--mode", "reroute"], ["has no router bias that could keep an expert out"]),
+    ],
+)
+def test_usage(words: list[str], parts: list[str], tmp_path: Path) -> None:
+    cli("mask", "demo", "0:1", *words, cwd=tmp_path).fails(2, *parts)
+    assert not list(tmp_path.iterdir())
 
 
 # --- file systems that share blocks
