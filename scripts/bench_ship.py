@@ -1,7 +1,7 @@
 """The part of bench.py that measures edits of model files: a mask in place at three sizes, and into a new file.
 
 The other side of a new file is `cp` of the same file, waited for on the disk as ours is, in turns; both targets are
-removed each time. The models have the shape of Qwen3-30B-A3B with fewer layers, and random weights.
+removed each time. The models have the shape of Qwen3-30B-A3B with fewer layers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
+import gguf
+import numpy as np
 
 EXPERTS = 12
 LAYERS = (3, 7, 15)  # 1.1, 2.5 and 5.2 GB
 SHAPE = bench_model.Shape(
     experts=128, width=2048, expert_width=768, heads=32, kv_heads=4, head_dim=128, vocabulary=151_936
 )
+QUANT = "q4_k"
 MAX_SECONDS = 0.2
 MAX_OF_CP = 1.1
 MAX_GROWTH = 1.5  # of the time in place, from the smallest file to the largest
@@ -32,8 +35,29 @@ Row = dict[str, Any]
 
 
 def model(layers: int) -> Path:
-    """The model of that many layers, from the cache."""
-    return bench_model.cached(dataclasses.replace(SHAPE, layers=layers), "q4_k")
+    """The model of that many layers, from the cache: headers of bench_model.py, noise for data."""
+    path = bench_model.cache_dir() / f"ship-{layers}.gguf"
+    return path if path.exists() else write(path, dataclasses.replace(SHAPE, layers=layers))
+
+
+def write(path: Path, shape: bench_model.Shape) -> Path:
+    """As bench_model.write, but its data are one block of noise over and over: what is copied need not compute."""
+    part = path.with_suffix(".part")
+    writer = gguf.GGUFWriter(part, bench_model.ARCH)
+    bench_model.add_metadata(writer, shape, QUANT)
+    bench_model.add_tokenizer(writer, shape.vocabulary)
+    bench_model.add_tensor_infos(writer, shape, QUANT)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    noise = np.random.default_rng(0).integers(0, 256, 256 << 20, np.uint8)
+    for tensor in bench_model.tensors(shape):
+        block, size = gguf.GGML_QUANT_SIZES[bench_model.quant_of(tensor, QUANT).kind]
+        n_bytes = int(np.prod(tensor.shape)) // block * size
+        writer.write_tensor_data(noise[:n_bytes])
+    writer.close()
+    part.replace(path)
+    return path
 
 
 def experts(layers: int) -> list[tuple[int, int]]:
