@@ -164,7 +164,7 @@ def _undo(plan: Plan, ranges: list[undo.Range], sidecar: dict[str, Any], before:
 
 def _pieces(plan: Plan, ranges: list[undo.Range], head: bytes | None) -> Iterator[tuple[undo.Range, bytes]]:
     for part, place in zip(plan.parts, ranges, strict=False):
-        yield place, _made(plan, part)[1]
+        yield place, plan.rule(part, plan.files.read(part))
     if head is not None:
         yield ranges[-1], head
 
