@@ -6,5 +6,8 @@ NB_MODULE(_native, m) {
     bind_attach(m);
     bind_bootstrap(m);
     bind_error(m);
+    bind_gguf_types(m);
+    bind_gguf_file(m);
+    bind_gguf_slices(m);
     bind_session(m);
 }

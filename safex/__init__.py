@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt, PromptSet
     from .report import write_report
     from .ses import identify
+    from .shipping import diff, restore, verify, write_mask
     from .token_rows import TokenRows
 
 _HOME = {  # the module that holds a name, and what it is called there if not the same
@@ -46,11 +47,15 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "TokenRows": "token_rows",
     "UnsupportedError": "errors",
     "compare": "comparison",
+    "diff": "shipping",
     "evaluate": "evaluation",
     "identify": "ses",
     "make_judge": "judges:make",
     "probe": "probing",
+    "restore": "shipping",
     "sweep": "attribution",
+    "verify": "shipping",
+    "write_mask": "shipping",
     "write_report": "report",
 }
 
@@ -76,11 +81,15 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compare",
+    "diff",
     "evaluate",
     "identify",
     "make_judge",
     "probe",
+    "restore",
     "sweep",
+    "verify",
+    "write_mask",
     "write_report",
 ]
 

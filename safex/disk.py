@@ -86,6 +86,7 @@ def replacing(path: Path) -> Iterator[tuple[int, Path]]:
         check_target(path)
         fd = open_locked(temporary)
         try:
+            os.ftruncate(fd, 0)  # of a run that was killed
             yield fd, temporary
             os.fsync(fd)
             temporary.replace(path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
@@ -79,18 +81,33 @@ def name_of(path: Path) -> str:
     return shard["stem"] if shard else path.stem
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, without: Sequence[tuple[int, int, int]] = ()) -> str:
     """A SHA-256 in hex over evenly spaced samples, the start and the length of each of the model's files.
 
-    It identifies a model within a second, whatever its size. It is no proof that two files are equal.
+    It identifies a model within a second, whatever its size. It is no proof that two files are equal. ``without``
+    leaves out ranges: (number of the file, offset, size) each.
     """
     state = hashlib.sha256()
-    for part in shards(path):
+    for number, part in enumerate(shards(path)):
         size = part.stat().st_size
         state.update(size.to_bytes(8, "little"))
         step = max(SAMPLE_BYTES, size // SAMPLES)
+        left_out = sorted((start, start + n) for file, start, n in without if file == number)
         with part.open("rb") as handle:
             for offset in range(0, size, step):
                 handle.seek(offset)
-                state.update(handle.read(SAMPLE_BYTES))
+                state.update(_without(handle.read(SAMPLE_BYTES), offset, left_out))
     return state.hexdigest()
+
+
+def _without(data: bytes, offset: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The bytes of a file from ``offset`` on with zeros where one of the sorted, disjoint ranges lies."""
+    end, blanked = offset + len(data), None
+    for start, stop in ranges[max(bisect.bisect(ranges, (offset,)) - 1, 0) :]:
+        if start >= end:
+            break
+        if stop > offset:
+            blanked = blanked or bytearray(data)
+            first, last = max(start - offset, 0), min(stop - offset, len(data))
+            blanked[first:last] = bytes(last - first)
+    return bytes(blanked) if blanked else data

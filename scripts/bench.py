@@ -2,7 +2,7 @@
 """Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part: profile, identify, eval, decode, dump
+    python scripts/bench.py --part identify                       # one part: profile, identify, eval, decode, dump, ship
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 import bench_dump
 import bench_eval
 import bench_identify
+import bench_ship
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -61,7 +62,7 @@ RATIOS = (
     Ratio("profile / transformers F32, hooks", "profile", "hf_float32"),
     Ratio("profile / transformers BF16, hooks", "profile", "hf_bfloat16"),
 )
-PARTS = ("profile", "identify", "eval", "decode", "dump")
+PARTS = ("profile", "identify", "eval", "decode", "dump", "ship")
 MAX_ABOVE_WEIGHTS = 300 * MB
 MAX_GROWTH = 16 * MB  # 3 KB a prompt: ids and hashes of the texts, which the file needs
 
@@ -324,6 +325,10 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
         measure_dump(plan, report)
     if "identify" in parts:
         ratios, checks = bench_identify.measure(plan.threads, 2 * plan.rounds + 1)
+        report["ratios"] += ratios
+        report["checks"] += checks
+    if "ship" in parts:
+        ratios, checks = bench_ship.measure(plan.rounds)
         report["ratios"] += ratios
         report["checks"] += checks
     return report

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +15,8 @@ import tiny_models
 
 import safex
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))  # tests import them
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))  # tests import them
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +47,38 @@ def exact(tiny_path: Callable[..., Path]) -> Callable[[str], safex.Model]:
 def demo() -> Iterator[safex.Model]:
     with safex.Model("demo", n_threads=2) as model:
         yield model
+
+
+# --- unpatched llama.cpp, to compare with
+
+
+@pytest.fixture(scope="session")
+def face() -> Path:
+    """llama-cpp-python as it lies in site-packages, without libraries of its own."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        pytest.skip("llama-cpp-python is not installed; scripts/test.sh installs it")
+    return Path(spec.origin).parent
+
+
+@pytest.fixture(scope="session")
+def stock_bin() -> Path:
+    """The unpatched libraries under their ordinary names, compiled once into the cache."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, str(ROOT / "native" / "upstream" / "upstream.py"), "stock"]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip()) / "bin"
+
+
+@pytest.fixture(scope="session")
+def ordinary(face: Path, stock_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user's own installation of llama-cpp-python holds: the package with its libraries in lib/."""
+    folder = tmp_path_factory.mktemp("ordinary")
+    shutil.copytree(face, folder / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "llama_cpp" / "lib").mkdir(exist_ok=True)
+    for path in stock_bin.glob("lib*.so*"):
+        shutil.copy2(path, folder / "llama_cpp" / "lib" / path.name, follow_symlinks=False)
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -113,38 +112,6 @@ def mapped(said: dict[str, Any], name: str) -> set[Path]:
     """The distinct files of that library (libNAME.so, libNAME.so.0, libsafex-NAME.so ...) in the process."""
     pattern = re.compile(rf"lib(safex-)?{name}\.so[.\d]*")
     return {Path(path) for path in said["mapped"] if pattern.fullmatch(Path(path).name)}
-
-
-@pytest.fixture(scope="session")
-def face() -> Path:
-    """llama-cpp-python as it lies in site-packages, without libraries of its own."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        pytest.skip("llama-cpp-python is not installed; scripts/test.sh installs it")
-    return Path(spec.origin).parent
-
-
-@pytest.fixture(scope="session")
-def stock_bin() -> Path:
-    """The unpatched libraries under their ordinary names, compiled once into the cache."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, str(ROOT / "native" / "upstream" / "upstream.py"), "stock"]
-    done = subprocess.run(
-        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip()) / "bin"
-
-
-@pytest.fixture(scope="session")
-def ordinary(face: Path, stock_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user's own installation of llama-cpp-python holds: the package with its libraries in lib/."""
-    folder = tmp_path_factory.mktemp("ordinary")
-    shutil.copytree(face, folder / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "llama_cpp" / "lib").mkdir(exist_ok=True)
-    for path in stock_bin.glob("lib*.so*"):
-        shutil.copy2(path, folder / "llama_cpp" / "lib" / path.name, follow_symlinks=False)
-    return folder
 
 
 @needs_elf

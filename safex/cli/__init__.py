@@ -24,6 +24,10 @@ COMMANDS = {
     "sweep": "mask experts one by one: what each does to the refusal",
     "dump": "keep what experts put out for each prompt, for linear probes",
     "probe": "what linear probes read from experts, against random experts and words",
+    "mask": "write a mask into a model file, new or in place",
+    "verify": "prove that an edited model file is what it says, and nothing else",
+    "restore": "take an in-place edit back",
+    "diff": "what differs between two model files, slice by slice",
     "serve": "an OpenAI-compatible server for a model under a mask",
     "trace": "one prompt and its answer as JSON of the official SAFEx layout",
 }

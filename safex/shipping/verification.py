@@ -1,0 +1,124 @@
+"""Proof of an edit: what changed is what the edited file says, all of it, and nothing else did."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safex import model_file
+from safex.errors import InputError, SafexError
+
+from . import header, provenance
+from .account import Account, account_of
+from .differences import Difference, compare
+from .editing import OnStep, no_progress
+from .hashing import FileHashes, sha256
+from .masking import make_plan, to_list
+from .model_files import ModelFiles
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether an edited file is what it says. ``problems`` are sentences; empty where all ``holds``."""
+
+    difference: Difference
+    account: Account
+    problems: list[str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "holds": self.holds,
+            "problems": self.problems,
+            "provenance": dict(self.account.values),
+            "provenance_from": self.account.origin,
+            "name": self.account.name,
+            **self.difference.to_json(),
+        }
+
+
+def verify(
+    base: str | os.PathLike[str], edited: str | os.PathLike[str], *, on_step: OnStep = no_progress
+) -> Verification:
+    """Compare an edited model with its base, and what it says of itself with what was found.
+
+    Both files are read whole. Raises InputError for a file that can't be read; an edit that is not what it says is no
+    error but has ``problems``.
+
+    >>> verify("model.gguf", "masked.gguf").holds  # doctest: +SKIP
+    True
+    """
+    a, b = ModelFiles.open(base), ModelFiles.open(edited)
+    account = account_of(b)
+    with FileHashes(a.paths if account.values.get("base.sha256") else []) as hashes:
+        difference = compare(a, b, on_step)
+        digests = hashes.result()
+    found = provenance.problems(account.name, account.values)
+    if not found:
+        found = _base_problems(a, account.values, digests)
+        found += _slice_problems(account.values, difference) + _mask_problems(a, account.values)
+    return Verification(difference, account, found + difference.unlabelled())
+
+
+def _base_problems(base: ModelFiles, values: Mapping[str, header.Value], digests: list[str]) -> list[str]:
+    """Whether it is the base that the file names."""
+    found = []
+    fingerprint = model_file.fingerprint(base.path)
+    if values["base.fingerprint"] != fingerprint:
+        found.append(
+            f"it was made from another base (fingerprint {values['base.fingerprint']}, not {fingerprint})"
+        )
+    if digests and values["base.sha256"] != ",".join(digests):
+        found.append(
+            f"it was made from another base (SHA-256 {values['base.sha256']}, not {','.join(digests)})"
+        )
+    return found
+
+
+def _slice_problems(values: Mapping[str, header.Value], difference: Difference) -> list[str]:
+    """Whether the slices that differ are those that the file lists, with the bytes that it lists."""
+    try:
+        listed = {written.key: written for written in provenance.slices_of(values)}
+        experts = {str(expert) for expert in to_list(list(values["experts"]))}  # type: ignore[arg-type]
+    except InputError as error:
+        return [str(error)]
+    changed = {change.key: change for change in difference.slices}
+    found = [
+        f"{change.tensor}, expert {change.expert}: changed, but not listed"
+        for key, change in changed.items()
+        if key not in listed
+    ]
+    for key, written in listed.items():
+        now = changed.get(key)
+        same = written.base_sha256 == written.sha256 if now is None else _matches(now, written)
+        if not same:
+            how = "has other bytes than listed" if now else "is listed as changed but is not"
+            found.append(f"{written.tensor}, expert {written.expert}: {how}")
+    touched = {f"{change.layer}:{change.expert}" for change in difference.slices}
+    return found + [f"expert {name}: changed, but not named" for name in sorted(touched - experts)]
+
+
+def _mask_problems(base: ModelFiles, values: Mapping[str, header.Value]) -> list[str]:
+    """Whether the slices listed are what the base's become under the mask that the file names."""
+    if values["operation"] != "mask":
+        return []
+    try:
+        chosen = json.loads(str(values["parameters"]))
+        plan, _ = make_plan(base, to_list(list(values["experts"])), chosen["mode"], chosen.get("gain", 0.0))  # type: ignore[arg-type]
+        expected = {part.key: sha256(plan.rule(part, base.read(part))) for part in plan.parts}
+        listed = {written.key: written.sha256 for written in provenance.slices_of(values)}
+    except (SafexError, AttributeError, KeyError, TypeError, ValueError) as error:
+        return [f"experts and parameters are no mask of the base: {error}"]
+    return [] if listed == expected else ["the slices listed are not what this mask makes of the base"]
+
+
+def _matches(change: Any, written: provenance.Written) -> bool:
+    return (change.a_sha256, change.b_sha256) == (written.base_sha256, written.sha256)
