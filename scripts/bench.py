@@ -2,7 +2,7 @@
 """Measure profiling and evaluation against unpatched llama.cpp, and `identify` against NumPy, side by side.
 
     python scripts/bench.py [--json FILE] [--hf-python PYTHON]    # the whole measurement; 25 minutes on 2 cores
-    python scripts/bench.py --part identify                       # one part: profile, identify, eval, decode, dump, ship
+    python scripts/bench.py --part identify                       # or profile, eval, decode, dump, ship
     python scripts/bench.py --quick                               # a look: fewer prompts; 6 minutes
     python scripts/bench.py --markdown FILE                       # rows for docs/performance.md from the JSON
 
