@@ -14,10 +14,6 @@ from safex.experts import Expert
 from safex.merging.deltas import Weights, check_finite
 from safex.merging.expert_tensors import ExpertTensors, Place, tensor_name
 
-INTERLEAVED = (
-    "gpt-oss",
-)  # its fused rows are gate, up, gate, up ..., all others' gates, then ups (transformers)
-
 
 class Factors(NamedTuple):
     """delta = scaling * b @ a; ``b`` is [rows, rank], ``a`` [rank, columns], both float32."""
@@ -72,7 +68,7 @@ class LoraDeltas:
             return self._joined(layer, expert)
         if kind in ("gate", "up"):
             whole = self._product(layer, expert, "gate_up")
-            return None if whole is None else np.ascontiguousarray(whole[self._half(kind, len(whole))])
+            return None if whole is None else np.split(whole, 2)[kind == "up"]
         return None
 
     def _product(self, layer: int, expert: int, kind: str) -> Weights | None:
@@ -92,9 +88,3 @@ class LoraDeltas:
         if known is None:
             return None
         return np.concatenate([np.zeros_like(known) if part is None else part for part in parts])
-
-    def _half(self, kind: str, rows: int) -> slice:
-        second = kind == "up"
-        if self.model.architecture in INTERLEAVED:
-            return slice(int(second), None, 2)
-        return slice(rows // 2, None) if second else slice(0, rows // 2)

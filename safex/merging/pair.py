@@ -102,6 +102,11 @@ def _check_same(base: GgufWeights, tuned: GgufWeights) -> None:
 
 
 def _check_fits(tensors: ExpertTensors, model: ExpertTensors) -> None:
+    if tensors.architecture != model.architecture:
+        raise InputError(
+            f"{tensors.path}: architecture {tensors.architecture}, but {model.path} is {model.architecture}: a pair of "
+            "another model"
+        )
     for (layer, kind), shape in model.shapes.items():
         if tensors.shapes.get((layer, kind)) != shape:
             found = tensors.shapes.get((layer, kind))

@@ -29,14 +29,15 @@ SINCE = (0, 19)  # PEFT that swaps the sides
 
 
 class Storage(NamedTuple):
-    """How transformers keeps an architecture's fused parameters: [experts, in, out], and whether it tells PEFT."""
+    """How transformers keeps fused parameters where that is not [experts, out, in] with all gates before all ups."""
 
-    transposed: bool
-    told: bool
+    transposed: bool = False  # [experts, in, out]
+    told: bool = False  # and the module is marked so for PEFT
+    interleaved: bool = False  # gate, up, gate, up ...
 
 
-STORAGE = {"gpt-oss": Storage(True, True), "llama4": Storage(True, False)}
-USUAL = Storage(False, False)  # [experts, out, in]
+STORAGE = {"gpt-oss": Storage(True, told=True, interleaved=True), "llama4": Storage(True)}
+USUAL = Storage()
 
 
 class Stack(NamedTuple):
@@ -68,6 +69,7 @@ class Fused:
     experts: range
     scaling: float
     swapped: bool
+    interleaved: bool
 
     def read(self, expert: int) -> Factors:
         """Those of one expert."""
@@ -75,7 +77,9 @@ class Fused:
         rank = self.stack.weights.shape(self.stack.a)[0] // n
         a = self.stack.weights.read(self.stack.a, np.s_[expert * rank : (expert + 1) * rank])
         b = self.stack.weights.read(self.stack.b, np.s_[:, expert::n])
-        return Factors(a.T, b.T, self.scaling) if self.swapped else Factors(b, a, self.scaling)
+        if self.swapped:
+            a, b = b.T, a.T
+        return Factors(np.concatenate((b[::2], b[1::2])) if self.interleaved else b, a, self.scaling)
 
 
 def sources(
@@ -154,7 +158,8 @@ def _fused(stack: Stack, layer: int, match: Match, config: PeftConfig, model: Ex
             f"has {rows} rows in lora_A and {columns} columns in lora_B, expected {n * rank}: {n} experts of "
             f"{model.path} times rank {rank} of adapter_config.json",
         )
-    return Fused(stack, range(n), config.scaling(parameter), match.swapped)
+    interleaved = match.kind == "gate_up" and STORAGE.get(model.architecture, USUAL).interleaved
+    return Fused(stack, range(n), config.scaling(parameter), match.swapped, interleaved)
 
 
 def _error(stack: Stack, text: str) -> InputError:
