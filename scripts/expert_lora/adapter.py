@@ -54,6 +54,7 @@ def wrap(model: PreTrainedModel, experts: Iterable[Expert], rank: int, alpha: fl
     )
     counts = {layer: _count(parameters[layer]) for layer in by_layer}
     wrapped = get_peft_model(model, config)
+    config.target_parameters = sorted(config.target_parameters)  # a set otherwise, saved in any order
     for name, parameter in wrapped.named_parameters():
         found = LORA_B.fullmatch(name)
         if found:

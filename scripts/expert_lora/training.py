@@ -49,7 +49,7 @@ def train(model: PeftModel, examples: list[Example], settings: Settings) -> None
         torch.nn.utils.clip_grad_norm_(weights, CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(float(loss))
+        recent.append(loss.item())
         if not math.isfinite(recent[-1]):
             raise InputError(f"the loss is {recent[-1]} at step {step + 1} of {steps}: lower --rate")
         if (step + 1) % max(1, steps // LINES) == 0 or step + 1 == steps:
