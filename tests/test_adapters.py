@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def test_pair_maps_slices_only(tmp_path: Path) -> None:
     base, tuned = changed_pair(tmp_path, "q8_0", ())
     deltas = open_pair(base, tuned, ExpertTensors.read(base))
     stored = deltas.base.tensors["blk.0.ffn_down_exps.weight"].data
-    assert isinstance(stored, np.memmap)
+    assert not stored.flags.owndata and isinstance(stored.base.base.obj, mmap.mmap)
 
 
 def test_pair_refuses_other_differences(tmp_path: Path) -> None:
@@ -464,7 +465,7 @@ def test_truncated_gguf(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (4, 20, 100, 200, len(whole) // 2, len(whole) - 40):
         path.write_bytes(whole[:size])
-        assert "is truncated or damaged" in refused(path, model)
+        assert "truncated or damaged" in refused(path, model)
 
 
 def test_refused_pairs(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class ExpertTensors:
     @classmethod
     def of(cls, weights: GgufWeights) -> ExpertTensors:
         """The expert tensors of opened files. Raises InputError, UnsupportedError."""
-        architecture = str(weights.get("general.architecture") or "unknown")
+        architecture = str(weights.keys.get("general.architecture") or "unknown")
         found = {name: match for name in weights.tensors if (match := NAME.fullmatch(name))}
         if not found:
             raise UnsupportedError(
@@ -89,7 +89,7 @@ class ExpertTensors:
 
 
 def _shape(weights: GgufWeights, name: str) -> Shape:
-    shape = weights.shape(name)
+    shape = weights.tensors[name].shape
     if len(shape) != 3:
         raise InputError(
             f"{weights.path}: {name} has {len(shape)} dimensions, expected 3: convert the model again"

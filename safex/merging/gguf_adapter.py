@@ -38,7 +38,7 @@ class Stacked:
 
 def is_adapter(weights: GgufWeights) -> bool:
     """Whether a GGUF file says that it is an adapter rather than a model."""
-    return bool(weights.get("general.type") == "adapter")
+    return bool(weights.keys.get("general.type") == "adapter")
 
 
 def open_gguf_adapter(weights: GgufWeights, model: ExpertTensors, allow_others: bool) -> LoraDeltas:
@@ -61,12 +61,12 @@ def open_gguf_adapter(weights: GgufWeights, model: ExpertTensors, allow_others: 
 
 
 def _check_kind(weights: GgufWeights, model: ExpertTensors) -> None:
-    kind, architecture = weights.get("adapter.type"), weights.get("general.architecture")
+    kind, architecture = weights.keys.get("adapter.type"), weights.keys.get("general.architecture")
     if kind != "lora":
         raise InputError(
             f"{weights.path}: adapter.type is {kind!r}, expected 'lora': other adapters can't be merged here"
         )
-    if weights.get(ALORA) is not None:
+    if ALORA in weights.keys:
         raise InputError(
             f"{weights.path}: an activated LoRA, which acts after certain tokens only: it can't be merged"
         )
@@ -97,12 +97,16 @@ def _tensors(weights: GgufWeights, others: list[str]) -> Iterator[str]:
 
 
 def _stacked(weights: GgufWeights, tensor: str, shape: Shape, model: ExpertTensors) -> Stacked:
-    a, b = (weights.shape(f"{tensor}.lora_{side}") for side in "ab")
-    rank = b[-1]
-    if a != (shape.experts, rank, shape.columns) or b != (shape.experts, shape.rows, rank):
+    a, b = (weights.tensors[f"{tensor}.lora_{side}"].shape for side in "ab")
+    rank = b[-1] if b else 0
+    if not rank or a != (shape.experts, rank, shape.columns) or b != (shape.experts, shape.rows, rank):
         raise InputError(
             f"{weights.path}: {tensor}: lora_a is {list(a)} and lora_b {list(b)}, expected [{shape.experts}, rank, "
             f"{shape.columns}] and [{shape.experts}, {shape.rows}, rank] for {model.path}: an adapter of another model"
         )
-    alpha = float(weights.get("adapter.lora.alpha") or 0)
+    alpha = weights.keys.get("adapter.lora.alpha") or 0.0
+    if not isinstance(alpha, float):
+        raise InputError(
+            f"{weights.path}: adapter.lora.alpha is {alpha!r}, expected a number: convert it again"
+        )
     return Stacked(weights, tensor, range(shape.experts), alpha / rank if alpha else 1.0)

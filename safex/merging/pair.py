@@ -52,7 +52,7 @@ class PairDeltas:
         return check_finite(delta, self.tuned.path, f"{name}, expert {expert}")
 
     def _differs(self, name: str, expert: int) -> bool:
-        return not np.array_equal(self.base.stored(name, expert), self.tuned.stored(name, expert))
+        return not np.array_equal(self.base.tensors[name].data[expert], self.tuned.tensors[name].data[expert])
 
 
 def open_pair(
@@ -77,26 +77,27 @@ def open_pair(
 
 def _check_same(base: GgufWeights, tuned: GgufWeights) -> None:
     """Refuse files whose tensors are not the same ones. Raises InputError."""
-    architectures = [weights.get("general.architecture") for weights in (base, tuned)]
+    architectures = [weights.keys.get("general.architecture") for weights in (base, tuned)]
     if architectures[0] != architectures[1]:
         raise InputError(
             f"{tuned.path}: architecture {architectures[1]}, but {base.path} is {architectures[0]}: they are no base "
             "and tuned model"
         )
-    for name in base.tensors.keys() ^ tuned.tensors.keys():
+    for name in sorted(base.tensors.keys() ^ tuned.tensors.keys()):
         lacking = tuned if name in base.tensors else base
         raise InputError(
             f"{lacking.path}: lacks {name}, which the other file has: they are no base and tuned model"
         )
-    for name in base.tensors:
-        if base.shape(name) != tuned.shape(name):
+    for name, before in base.tensors.items():
+        after = tuned.tensors[name]
+        if before.shape != after.shape:
             raise InputError(
-                f"{tuned.path}: {name} is {list(tuned.shape(name))}, but in {base.path} {list(base.shape(name))}: they "
-                "are no base and tuned model"
+                f"{tuned.path}: {name} is {list(after.shape)}, but in {base.path} {list(before.shape)}: they are no "
+                "base and tuned model"
             )
-        if NAME.fullmatch(name) and base.kind(name) != tuned.kind(name):
+        if NAME.fullmatch(name) and before.kind != after.kind:
             raise InputError(
-                f"{tuned.path}: {name} is {tuned.kind(name)}, but in {base.path} {base.kind(name)}: their difference "
+                f"{tuned.path}: {name} is {after.kind.name}, but in {base.path} {before.kind.name}: their difference "
                 "would hold quantization error: convert both to one type, best BF16 or F32"
             )
 
@@ -126,7 +127,7 @@ def _others(base: GgufWeights, tuned: GgufWeights, all_of_them: bool) -> Iterato
 
 
 def _equal(first: Array, second: Array) -> bool:
-    one, two = (np.asarray(data).reshape(-1).view(np.uint8) for data in (first, second))
+    one, two = first.reshape(-1), second.reshape(-1)
     return len(one) == len(two) and all(
         np.array_equal(one[start : start + CHUNK], two[start : start + CHUNK])
         for start in range(0, len(one), CHUNK)
