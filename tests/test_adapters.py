@@ -279,6 +279,8 @@ SETTINGS = [
     ({"r": 4}, "rank 4 of adapter_config.json"),
     ({"lora_alpha": "8"}, "lora_alpha is '8', expected a number"),
     ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+    ({"lora_alpha": 10**400}, "expected a number of at most 1e+09"),
+    ({"target_parameters": "experts"}, "target_parameters is 'experts', expected a list of names"),
     ({"rank_pattern": [1]}, "rank_pattern is list"),
     ({"rank_pattern": {"down_proj": -1}}, "rank_pattern of 'down_proj' is -1"),
     ({"alpha_pattern": {"(": 1}}, "is no regular expression"),

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safex.errors import InputError
+from safex.profile_arrays import shorten
 from safex.result_file import read_json
 
 NAME = "adapter_config.json"
 T = TypeVar("T")
+MOST = 1e9  # alpha; a larger one is a mistake
 
 # Settings that say nothing of what is merged, or are read below. Any other one that is set is refused, since later
 # versions of PEFT add variants of LoRA as further settings.
@@ -72,7 +74,7 @@ def _parse(value: Any) -> PeftConfig:
         ranks=_table(value, "rank_pattern", _whole),
         alphas=_table(value, "alpha_pattern", _number),
         rslora=bool(value.get("use_rslora")),
-        parameters=frozenset(str(name).rpartition(".")[2] for name in value.get("target_parameters") or ()),
+        parameters=frozenset(name.rpartition(".")[2] for name in _names(value, "target_parameters")),
         version=_version(value.get("peft_version")),
     )
 
@@ -112,9 +114,16 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}, expected a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MOST:
+        raise InputError(f"{name} is {shorten(value)}, expected a number of at most {MOST:.0e}")
     return float(value)
+
+
+def _names(value: Mapping[str, Any], key: str) -> list[str]:
+    names = value.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{key} is {names!r}, expected a list of names")
+    return names
 
 
 def _table(value: Mapping[str, Any], name: str, read: Callable[[Any, str], T]) -> dict[str, T]:
