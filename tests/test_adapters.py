@@ -14,6 +14,7 @@ import pytest
 import tiny_models
 from safetensors.numpy import load, save_file
 
+from safex import serve_llama
 from safex.errors import InputError, UnsupportedError
 from safex.experts import Expert
 from safex.merging import KINDS, Deltas, ExpertTensors, Shape, open_adapter, open_pair
@@ -505,3 +506,49 @@ def test_expert_tensors_of_architectures(arch: str, tiny_path: Callable[..., Pat
     assert model.architecture == arch and model.layers() == spec.moe_layers
     assert {kind for _, kind in model.shapes} <= set(KINDS)
     assert all(shape.experts == spec.n_experts for shape in model.shapes.values())
+
+
+# llama.cpp itself
+
+TOKENS = [5, 9, 77, 120, 33, 200, 41]
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    try:
+        return serve_llama.llama_cpp_python().Llama
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def logits(llama: Any, path: Path, **settings: object) -> np.ndarray:
+    exact = {"flash_attn": False, "type_k": 0, "type_v": 0, "n_threads": 1}
+    model = llama(str(path), n_ctx=64, logits_all=True, verbose=False, **exact, **settings)
+    model.eval(TOKENS)
+    found = np.array(model.scores[: len(TOKENS)])
+    model.close()
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0.0, 6.0])
+@pytest.mark.parametrize("arch", ["qwen3moe", "qwen2moe", "llama", "olmoe", "gpt-oss"])
+def test_deltas_act_as_the_adapter_at_run_time(
+    arch: str, alpha: float, llama: Any, tiny_path: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Logits of a file with the deltas added equal those of llama.cpp with the adapter applied at run time."""
+    scale = -0.7
+    model = ExpertTensors.read(tiny_path(arch))
+    matrices = {name: array / 10 for name, array in lora_matrices(model, ("gate", "up", "down")).items()}
+    lora = write_lora(tmp_path / "lora.gguf", matrices, alpha, architecture=arch)
+    deltas = open_adapter(lora, model)
+    weights = tiny_models.tiny_tensors(arch)
+    for layer, kind in model.shapes:
+        for expert in range(model.shapes[layer, kind].experts):
+            delta = deltas.delta(layer, expert, kind)
+            if delta is not None:
+                weights[f"blk.{layer}.ffn_{kind}_exps.weight"][expert] += scale * delta
+    merged = logits(llama, tiny_models.write_gguf(tmp_path / "merged.gguf", arch, weights))
+    wanted = logits(llama, tiny_path(arch), lora_path=str(lora), lora_scale=scale)
+    untouched = logits(llama, tiny_path(arch))
+    assert np.linalg.norm(merged - wanted) < 1e-5 * np.linalg.norm(wanted)
+    assert np.linalg.norm(untouched - wanted) > 0.05 * np.linalg.norm(wanted)
