@@ -4,6 +4,7 @@
     python scripts/train_demo.py --evaluate safex/data/demo.gguf --draws 100 --json OUT.json
     python scripts/train_demo.py --check safex/data/demo.gguf
     python scripts/train_demo.py --sets safex/data/demo
+    python scripts/train_demo.py --pairs DIR
 
 Needs PyTorch, tokenizers, gguf and jinja2 (and transformers for ``--checkpoint`` and ``--check``). One thread
 by default, so that a seed gives the same weights on the same machine and software.
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
         "--check", type=Path, metavar="MODEL.gguf", help="compare with transformers and llama.cpp"
     )
     parser.add_argument("--sets", type=Path, metavar="DIR", help="write the prompt files")
+    parser.add_argument("--pairs", type=Path, metavar="DIR", help="write data for train_expert_lora.py")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -127,6 +129,8 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     if args.sets is not None:
         sets.write(args.sets)
+    if args.pairs is not None:
+        sets.write_pairs(args.pairs)
     if args.output is not None:
         make(args)
     if args.evaluate is not None:
