@@ -285,8 +285,11 @@ SETTINGS = [
     ({"rank_pattern": [1]}, "rank_pattern is list"),
     ({"rank_pattern": {"down_proj": -1}}, "rank_pattern of 'down_proj' is -1"),
     ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
-    ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters has gate_up_proj"),
-    ({"target_parameters": None}, "target_parameters has nothing"),
+    (
+        {"target_parameters": ["experts.gate_up_proj"]},
+        "fits down_proj, which target_parameters (gate_up_proj) lacks",
+    ),
+    ({"target_parameters": None}, "target_parameters (none) lacks"),
 ]
 
 

@@ -57,7 +57,7 @@ class LoraDeltas:
             Expert(layer, expert)
             for (layer, kind), source in self.sources.items()
             for expert in source.experts
-            if self._product(layer, expert, kind) is not None
+            if self._factors(layer, expert, kind) is not None
         }
 
     def delta(self, layer: int, expert: int, kind: str) -> Weights | None:
@@ -71,13 +71,18 @@ class LoraDeltas:
             return None if whole is None else np.split(whole, 2)[kind == "up"]
         return None
 
-    def _product(self, layer: int, expert: int, kind: str) -> Weights | None:
+    def _factors(self, layer: int, expert: int, kind: str) -> Factors | None:
         source = self.sources.get((layer, kind))
         if source is None or expert not in source.experts:
             return None
-        b, a, scaling = source.read(expert)
-        if not (b.any() and a.any()):
+        factors = source.read(expert)
+        return factors if factors.b.any() and factors.a.any() else None
+
+    def _product(self, layer: int, expert: int, kind: str) -> Weights | None:
+        factors = self._factors(layer, expert, kind)
+        if factors is None:
             return None
+        b, a, scaling = factors
         with np.errstate(over="ignore", invalid="ignore"):
             delta = (b @ a) * np.float32(scaling)
         return check_finite(delta, self.files[0], f"{tensor_name(layer, kind)}, expert {expert}")

@@ -12,7 +12,7 @@ nested; its shape tells that always, since gate_up is [2 f, h] and down [h, f].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,9 +107,8 @@ def _matches(stack: Stack, layer: int, model: ExpertTensors) -> list[Match]:
         shape = model.need(layer, kind, stack.weights.path, stack.module)
         sides = (shape.rows, shape.columns)
         wanted.append(f"{PARAMETERS[kind]} {sides[0]} x {sides[1]}")
-        found += [
-            Match(kind, turned) for turned in (False, True) if stack.sides == sides[:: -1 if turned else 1]
-        ]
+        seen = {False: stack.sides, True: stack.sides[::-1]}
+        found += [Match(kind, swapped) for swapped, of in seen.items() if of == sides]
     if not found:
         out, inner = stack.sides
         raise _error(
@@ -143,10 +142,10 @@ def _orientation(matches: Mapping[Stack, list[Match]], config: PeftConfig, model
 def _fused(stack: Stack, layer: int, match: Match, config: PeftConfig, model: ExpertTensors) -> Fused:
     name = PARAMETERS[match.kind]
     if name not in config.parameters:
-        known: Iterable[str] = sorted(config.parameters)
         raise _error(
             stack,
-            f"fits {name}, but target_parameters has {', '.join(known) or 'nothing'}: only {name} is known",
+            f"fits {name}, which target_parameters ({', '.join(sorted(config.parameters)) or 'none'}) lacks: only "
+            "gate_up_proj and down_proj can be merged",
         )
     n = model.need(layer, match.kind, stack.weights.path, stack.module).experts
     parameter = f"{stack.module.replace('.base_layer', '')}.{name}"
