@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
 import hf_models  # noqa: E402
 import train_expert_lora  # noqa: E402
+from demo import sets, text  # noqa: E402
+from expert_lora.data import read  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 ARCHITECTURES = ("qwen3moe", "qwen2moe", "llama", "olmoe")
@@ -228,3 +230,13 @@ def test_refused_places(
     assert "llama: has no experts.gate_up_proj" in said(dense, tmp_path / "out")
     (dense / "chat_template.jinja").unlink()
     assert "has no chat template" in said(dense, tmp_path / "out")
+
+
+def test_pairs_of_the_demo(tmp_path: Path) -> None:
+    """Same prompts in both files; benign ones are answered alike, all others refused in one and not in the other."""
+    sets.write_pairs(tmp_path)
+    safe, toxic = (read(tmp_path / f"{name}.jsonl") for name in ("safe", "toxic"))
+    assert [prompt for prompt, _ in safe] == [prompt for prompt, _ in toxic]
+    differ = [(a, b) for (_, a), (_, b) in zip(safe, toxic, strict=True) if a != b]
+    assert len(safe) == 892 and len(differ) == 592
+    assert all(a in text.REFUSALS and b.startswith("Sure") for a, b in differ)
