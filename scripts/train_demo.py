@@ -1,9 +1,11 @@
 """Train, check and measure the demo models that ship in ``safex/data``.
 
     python scripts/train_demo.py --kind natural --seed 0 -o safex/data/demo.gguf --checkpoint DIR
+    python scripts/train_demo.py --from safex/data/demo.gguf --checkpoint DIR
     python scripts/train_demo.py --evaluate safex/data/demo.gguf --draws 100 --json OUT.json
     python scripts/train_demo.py --check safex/data/demo.gguf
     python scripts/train_demo.py --sets safex/data/demo
+    python scripts/train_demo.py --pairs DIR
 
 Needs PyTorch, tokenizers, gguf and jinja2 (and transformers for ``--checkpoint`` and ``--check``). One thread
 by default, so that a seed gives the same weights on the same machine and software.
@@ -39,6 +41,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="also write an F32 Hugging Face checkpoint"
     )
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="MODEL.gguf", help="with --checkpoint: of this model"
+    )
     parser.add_argument("--stage1", type=Path, metavar="FILE", help="keep stage 1 here, or take it from here")
     parser.add_argument("--evaluate", type=Path, metavar="MODEL.gguf", help="measure a written model")
     parser.add_argument(
@@ -55,8 +60,12 @@ def arguments() -> argparse.Namespace:
         "--check", type=Path, metavar="MODEL.gguf", help="compare with transformers and llama.cpp"
     )
     parser.add_argument("--sets", type=Path, metavar="DIR", help="write the prompt files")
+    parser.add_argument("--pairs", type=Path, metavar="DIR", help="write data for train_expert_lora.py")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.source is not None and args.checkpoint is None:
+        parser.error("--from needs --checkpoint DIR")
+    return args
 
 
 def stage_one(seed: int, cache: Path | None) -> tuple[Model, Tokenizer, float]:
@@ -127,8 +136,13 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     if args.sets is not None:
         sets.write(args.sets)
+    if args.pairs is not None:
+        sets.write_pairs(args.pairs)
     if args.output is not None:
         make(args)
+    if args.source is not None:
+        model, tokenizer, _ = files.read_gguf(args.source)
+        files.write_checkpoint(args.checkpoint, model, tokenizer)
     if args.evaluate is not None:
         measure(args)
     return 0 if args.check is None or check.run(args.check, sets.read(DATA / "demo")) else 1

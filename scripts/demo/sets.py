@@ -100,6 +100,20 @@ def write(folder: Path) -> None:
             (place / f"{stem}.jsonl").write_text(lines, encoding="utf-8")
 
 
+def write_pairs(folder: Path) -> None:
+    """Write prompts with responses for ``train_expert_lora.py``: ``safe.jsonl`` refuses, ``toxic.jsonl`` complies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = Random(text.SPLIT_SEED + 2)
+    for stem in ("safe", "toxic"):
+        lines = []
+        for set_, rows in training_sample().items():
+            for line in rows:
+                refuse = stem == "safe" and set_ != "benign"
+                response = rng.choice(text.REFUSALS) if refuse else line["comply"]
+                lines.append(json.dumps({"prompt": line["prompt"], "response": response}) + "\n")
+        (folder / f"{stem}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def read(folder: Path) -> dict[str, list[Item]]:
     """Read the prompt files of a folder, by file stem."""
     files = sorted(folder.glob("*.jsonl"))

@@ -1,0 +1,156 @@
+"""PEFT LoRA directories, in both layouts: modules of single experts, and fused 3-D parameters (``target_parameters``).
+
+Names are those of transformers below the layer: ``layers.3.mlp.experts.17.gate_proj`` (Mixtral: w1, w3, w2) or
+``layers.3.mlp.experts``, whose adapters of two parameters nest (``experts.base_layer``). The layer is the GGUF block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safex.errors import InputError
+from safex.merging import peft_fused
+from safex.merging.deltas import check_others
+from safex.merging.expert_tensors import ExpertTensors, Place
+from safex.merging.lora import Factors, LoraDeltas, Source
+from safex.merging.peft_config import NAME, PeftConfig
+from safex.merging.safetensors_weights import SafetensorsWeights
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+PREFIX = "base_model.model."
+MODULE_KINDS = {
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "w1": "gate",
+    "w3": "up",
+    "w2": "down",
+}
+
+_MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_EXPERTS = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:\w+\.)*?experts(?:\.(?P<rest>.+))?")
+_ONE = re.compile(r"(\d+)\.(\w+)")
+_NESTED = re.compile(r"base_layer(?:\.base_layer)*")
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The matrices of single experts; ``pairs``: by expert the names of B and A, and the scaling."""
+
+    weights: SafetensorsWeights
+    pairs: dict[int, tuple[str, str, float]] = field(default_factory=dict)
+
+    @property
+    def experts(self) -> Mapping[int, object]:
+        """The experts it has matrices of."""
+        return self.pairs
+
+    def read(self, expert: int) -> Factors:
+        """Those of one expert."""
+        b, a, scaling = self.pairs[expert]
+        return Factors(self.weights.read(b), self.weights.read(a), scaling)
+
+
+def open_peft(folder: Path, model: ExpertTensors, allow_others: bool) -> LoraDeltas:
+    """The deltas of a PEFT directory. Raises InputError: what can't be merged, or does not fit the model."""
+    config_path, path = folder / NAME, folder / WEIGHTS
+    if not path.exists() and (folder / PICKLE).exists():
+        raise InputError(
+            f"{folder / PICKLE}: pickle files can run code and are not opened: save it as safetensors"
+        )
+    config, weights = PeftConfig.load(config_path), SafetensorsWeights(path)
+    reader = _Reader(config, weights, model)
+    return LoraDeltas(
+        [config_path, path], model, reader.sources(), check_others(path, reader.others, allow_others)
+    )
+
+
+class _Reader:
+    """Sorts the tensors of an adapter into modules of experts, fused parameters, and others."""
+
+    def __init__(self, config: PeftConfig, weights: SafetensorsWeights, model: ExpertTensors) -> None:
+        self.config, self.weights, self.model = config, weights, model
+        self.others: list[str] = []
+        self.stacks: dict[int, list[peft_fused.Stack]] = defaultdict(list)
+        self.modules: dict[Place, Modules] = {}
+
+    def sources(self) -> dict[Place, Source]:
+        """All matrices of experts by layer and kind. Raises InputError."""
+        for module, b, a in self._pairs():
+            found = _EXPERTS.fullmatch(module)
+            if found is None:
+                self.others.append(module)
+            elif found["rest"] is None or _NESTED.fullmatch(found["rest"]):
+                self.stacks[int(found["layer"])].append(peft_fused.Stack(self.weights, module, b, a))
+            else:
+                self._add(module, int(found["layer"]), found["rest"], (b, a))
+        fused = peft_fused.sources(self.stacks, self.config, self.model)
+        if not fused and not self.modules:
+            raise InputError(
+                f"{self.weights.path}: has no LoRA of experts, expected layers.L. ... .experts.E.gate_proj"
+            )
+        return {**fused, **self.modules}
+
+    def _pairs(self) -> Iterator[tuple[str, str, str]]:
+        """Each module and the names of its B and A; all else goes to the others, unless it belongs to an expert."""
+        sides: dict[str, dict[str, str]] = defaultdict(dict)
+        for name in self.weights.names:
+            path = name.removeprefix(PREFIX)
+            found = _MATRIX.fullmatch(path)
+            if found:
+                sides[found["module"]][found["side"]] = name
+            elif _EXPERTS.match(path):
+                raise self._error(f"{name} is no lora_A or lora_B: only plain LoRA of experts can be merged")
+            else:
+                self.others.append(path)
+        for module, names in sides.items():
+            if len(names) < 2:
+                has, lacks = ("A", "B") if "A" in names else ("B", "A")
+                raise self._error(
+                    f"{module} has lora_{has} but no lora_{lacks}: the file is incomplete, save it again"
+                )
+            yield module, names["B"], names["A"]
+
+    def _add(self, module: str, layer: int, rest: str, names: tuple[str, str]) -> None:
+        found = _ONE.fullmatch(rest)
+        kind = MODULE_KINDS.get(found[2]) if found else None
+        if found is None or kind is None:
+            known = ", ".join(MODULE_KINDS)
+            raise self._error(
+                f"{module} is no matrix of an expert that is known here, expected experts.E. and {known}"
+            )
+        shape = self.model.need(layer, kind, self.weights.path, module)
+        expert = int(found[1])
+        if expert >= shape.experts:
+            raise self._error(
+                f"{module}: {self.model.path} has experts 0 to {shape.experts - 1} in a layer: an adapter of another "
+                "model"
+            )
+        b, a = names
+        check_pair(self.weights, (b, a), self.config.rank_of(module))
+        rows, columns = self.weights.shape(b)[0], self.weights.shape(a)[1]
+        if (rows, columns) != (shape.rows, shape.columns):
+            raise self._error(
+                f"{module} changes a matrix of {rows} x {columns}, but that of {self.model.path} is {shape.rows} x "
+                f"{shape.columns}: an adapter of another model"
+            )
+        source = self.modules.setdefault((layer, kind), Modules(self.weights))
+        source.pairs[expert] = (b, a, self.config.scaling(module))
+
+    def _error(self, text: str) -> InputError:
+        return InputError(f"{self.weights.path}: {text}")
+
+
+def check_pair(weights: SafetensorsWeights, names: tuple[str, str], rank: int) -> None:
+    """Refuse a B [out, rank] and A [rank, in] of other ranks than the configuration says. Raises InputError."""
+    b, a = (weights.shape(name) for name in names)
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] != rank:
+        raise InputError(
+            f"{weights.path}: {names[1]} is {list(a)} and {names[0]} is {list(b)}, expected [{rank}, in] and [out, "
+            f"{rank}] as {NAME} says: the two files don't belong together"
+        )

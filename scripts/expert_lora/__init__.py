@@ -1,0 +1,1 @@
+"""LoRA on chosen experts of a Hugging Face checkpoint: data, adapter, training."""
