@@ -25,6 +25,7 @@ COMMANDS = {
     "dump": "keep what experts put out for each prompt, for linear probes",
     "probe": "what linear probes read from experts, against random experts and words",
     "mask": "write a mask into a model file, new or in place",
+    "merge": "add adapters to chosen experts of a model file, in its own quant type",
     "verify": "prove that an edited model file is what it says, and nothing else",
     "restore": "take an in-place edit back",
     "diff": "what differs between two model files, slice by slice",

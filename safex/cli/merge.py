@@ -1,0 +1,159 @@
+"""``safex-native merge``: adapters added to, or subtracted from, chosen experts of a model file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safex.errors import InputError
+
+from .output import Output, size, table
+from .parser import MODEL_HELP, input_files, new_file
+from .progress import make_steps
+
+if TYPE_CHECKING:
+    from safex.merging import MergeReport
+
+USAGE = "MODEL [ADAPTER] --experts SPEC (-o OUT | --dry-run) [options]"
+DESCRIPTION = """\
+Add LoRA adapters to chosen experts, or subtract them, and write the result into a new model file: only these experts'
+slices change, each in its tensor's own type. Says how much of the change is left after quantization. The file says
+in its metadata and its name what was done to which base; `verify` proves it."""
+EXAMPLE = """\
+  safex-native merge model.gguf safe-adapter --experts experts.json:ctrl -o safer.gguf
+  safex-native merge model.gguf --adapter safe --scale 1 --adapter toxic --scale -0.5 --experts all --dry-run
+  safex-native merge model-Q4_K.gguf --base base-BF16.gguf --tuned tuned-BF16.gguf --experts 3:17,4:2 -o tuned.gguf"""
+SHOWN = 40  # slices in the printed table
+
+
+def finite(text: str) -> float:
+    """Any finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=MODEL_HELP)
+    add("first", metavar="ADAPTER", nargs="?", help="a PEFT directory or a LoRA of llama.cpp (.gguf)")
+    add("--adapter", action="append", default=[], metavar="ADAPTER", help="one more; may be repeated")
+    add("--base", metavar="GGUF", help="with --tuned: their difference is one more adapter")
+    add("--tuned", metavar="GGUF", help="the model that was trained from --base, of the same quant type")
+    add(
+        "--scale",
+        action="append",
+        type=finite,
+        metavar="S",
+        help="factor of the adapters, in their order: above 0 adds, below 0 subtracts (default 1)",
+    )
+    add(
+        "--experts",
+        required=True,
+        metavar="SPEC",
+        help="FILE (all its groups), FILE:group, L:E,L:E, or the word all",
+    )
+    add("-o", "--output", metavar="OUT", help="the new file; parts are named from it where MODEL is split")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what would change and how much would be left; write nothing",
+    )
+    add("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix (GGUF), for quantized tensors")
+    add(
+        "--min-survival",
+        type=finite,
+        metavar="C",
+        help="refuse to write where the cosine of effective to intended change is below C (default 0.5)",
+    )
+    add("--allow-others", action="store_true", help="leave out what an adapter changes besides experts")
+    add("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the options, merge, report."""
+    out = Output(args)
+    adapters = adapters_of(args)
+    if args.dry_run == (args.output is not None):
+        raise InputError("give either -o OUT for the new file or --dry-run (see 'safex-native merge --help')")
+    try:
+        report = merge(args, adapters)
+    except InputError as error:
+        refused = getattr(error, "report", None)
+        if refused is not None:
+            show(out, refused, args.model)
+        raise
+    show(out, report, args.model)
+    out.result(report.to_json())
+    return 0
+
+
+def adapters_of(args: argparse.Namespace) -> list[Any]:
+    """All adapters in the order of their scales: ADAPTER, each --adapter, the pair. Raises InputError."""
+    if (args.base is None) != (args.tuned is None):
+        raise InputError("--base and --tuned go together: what is merged is their difference")
+    adapters = [*([args.first] if args.first else []), *args.adapter]
+    adapters += [(args.base, args.tuned)] if args.base else []
+    if not adapters:
+        raise InputError("no adapter given: name a PEFT directory, a GGUF LoRA, or --base and --tuned")
+    if args.scale and len(args.scale) != len(adapters):
+        raise InputError(
+            f"{len(adapters)} adapters and {len(args.scale)} times --scale: give one for each adapter, or none"
+        )
+    return adapters
+
+
+def merge(args: argparse.Namespace, adapters: list[Any]) -> MergeReport:
+    """Run it as the options say."""
+    from safex.merging import merge as run_merge
+    from safex.merging.merging import MIN_SURVIVAL
+
+    inputs = input_files(args.model, None, args.experts, args.imatrix)
+    inputs += [str(path) for one in adapters for path in (one if isinstance(one, tuple) else (one,))]
+    target = None if args.dry_run else new_file(args.output, Path("merged.gguf"), args.force, inputs)
+    with make_steps(args.quiet) as steps:
+        return run_merge(
+            args.model,
+            target,
+            adapters,
+            args.experts,
+            args.scale or 1.0,
+            imatrix=args.imatrix,
+            min_survival=MIN_SURVIVAL if args.min_survival is None else args.min_survival,
+            allow_others=args.allow_others,
+            force=args.force,
+            on_step=steps.running,
+        )
+
+
+def show(out: Output, report: MergeReport, model: str) -> None:
+    """The slices with what is left of their change, the worst first; what was written, and what comes next."""
+    rows = sorted(report.survivals, key=lambda one: one.cosine)
+    body = [
+        [str(one.layer), str(one.expert), one.tensor, f"{one.cosine:.3f}", f"{one.norm_ratio:.3f}"]
+        for one in rows[:SHOWN]
+    ]
+    columns = ["layer", "expert", "tensor", "cosine", "norm ratio"]
+    out.text(f"{report.provenance.what}: {size(report.n_bytes)} change")
+    if body:
+        out.text(table(columns, body, right=(0, 1, 3, 4)))
+    if len(rows) > SHOWN:
+        out.text(f"  and {len(rows) - SHOWN} slices that keep more")
+    if whole := report.survival:
+        out.text(
+            f"Left of the change after quantization: cosine {whole.cosine:.3f}, norm {whole.norm_ratio:.3f}"
+        )
+    if report.unchanged:
+        names = ", ".join(map(str, report.unchanged[:8])) + (" ..." if len(report.unchanged) > 8 else "")
+        out.note(f"note: {len(report.unchanged)} of the experts chosen don't change: {names}")
+    for path in report.paths:
+        out.text(f"File: {path}")
+    if report.paths:
+        out.text(f"Next: safex-native verify {model} {report.paths[0]}")
