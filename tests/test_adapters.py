@@ -392,6 +392,12 @@ def test_numbers_that_are_none(modules: Golden, tmp_path: Path) -> None:
         deltas.delta(0, 1, "up")
 
 
+def test_one_matrix_in_both_layouts(golden: Golden, modules: Golden, tmp_path: Path) -> None:
+    both = load(modules.arrays["weights"].tobytes())
+    folder = rewrite(golden.write(tmp_path / "adapter"), lambda weights: weights.update(both))
+    assert "has down fused and as modules of single experts" in refused(folder, golden.model())
+
+
 def test_square_matrices_need_a_version(tmp_path: Path) -> None:
     golden = Golden(GOLDEN[0], "olmoe-square")
     del golden.config["peft_version"]

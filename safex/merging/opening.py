@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from safex.errors import InputError
+from safex.gguf_header import NotGgufError
 from safex.merging.deltas import Deltas
 from safex.merging.expert_tensors import ExpertTensors
 from safex.merging.gguf_adapter import is_adapter, open_gguf_adapter
@@ -33,9 +34,10 @@ def open_adapter(path: str | os.PathLike[str], model: ExpertTensors, allow_other
         place = place.parent
     if place.is_dir():
         return open_peft(place, model, allow_others)
-    if place.open("rb").read(4) != b"GGUF":
-        raise InputError(f"{place}: is no adapter; expected {EXPECTED}")
-    weights = GgufWeights([place])
+    try:
+        weights = GgufWeights([place])
+    except NotGgufError:
+        raise InputError(f"{place}: is no adapter; expected {EXPECTED}") from None
     if not is_adapter(weights):
         raise InputError(f"{place}: a model, not an adapter; give the model it was tuned from too, as a pair")
     return open_gguf_adapter(weights, model, allow_others)

@@ -65,9 +65,8 @@ def open_peft(folder: Path, model: ExpertTensors, allow_others: bool) -> LoraDel
         )
     config, weights = PeftConfig.load(config_path), SafetensorsWeights(path)
     reader = _Reader(config, weights, model)
-    return LoraDeltas(
-        [config_path, path], model, reader.sources(), check_others(path, reader.others, allow_others)
-    )
+    sources = reader.sources()
+    return LoraDeltas([config_path, path], model, sources, check_others(path, reader.others, allow_others))
 
 
 class _Reader:
@@ -93,6 +92,10 @@ class _Reader:
         if not fused and not self.modules:
             raise InputError(
                 f"{self.weights.path}: has no LoRA of experts, expected layers.L. ... .experts.E.gate_proj"
+            )
+        for layer, kind in fused.keys() & self.modules.keys():
+            raise self._error(
+                f"layer {layer} has {kind} fused and as modules of single experts: expected one of both"
             )
         return {**fused, **self.modules}
 
