@@ -193,6 +193,19 @@ def test_a_restore_that_was_killed_is_done_again(model: Path) -> None:
     assert model.read_bytes() == base
 
 
+def test_leftovers_of_killed_runs_do_no_harm(model: Path, tmp_path: Path) -> None:
+    base, junk = model.read_bytes(), b"junk" * 1_000_000
+    safex.write_mask(model, tmp_path / "clean.gguf", MASK)
+    for name in ("model.gguf.undo.tmp", "model.gguf.safex.json.tmp"):
+        model.with_name(name).write_bytes(junk)
+    (tmp_path / "out.gguf.tmp").write_bytes(junk)
+    safex.write_mask(model, tmp_path / "out.gguf", MASK)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "clean.gguf").read_bytes()
+    safex.write_mask(model, None, MASK)
+    safex.restore(model)
+    assert model.read_bytes() == base and names(model.parent) == ["model.gguf"]
+
+
 # --- what goes wrong
 
 

@@ -80,6 +80,18 @@ def test_a_zero_mask_file_equals_the_run_time_mask_bit_for_bit(kind: str, by_typ
     assert case["how"] == {"zeroed": len(MASK)}
 
 
+@pytest.mark.parametrize(
+    "kind", [k for k in quant_models.TYPES if k in gguf.GGMLQuantizationType.__members__]
+)
+def test_the_gguf_package_reads_zeros_there_and_nothing_else_new(kind: str, by_type: dict[str, Any]) -> None:
+    before, after = (tensors_of(by_type[f"{kind}-0.0"][name]) for name in ("base", "out"))
+    for name, old in before.items():
+        slices = np.frombuffer(old, np.uint8).reshape(quant_models.SHAPE.experts, -1).copy()
+        if "down_exps" in name:
+            slices[[expert for layer, expert in MASK if name.startswith(f"blk.{layer}.")]] = 0
+        assert after[name] == slices.tobytes(), name
+
+
 @pytest.mark.parametrize("kind", quant_models.TYPES)
 def test_a_gain_in_a_file_equals_the_run_time_gain(kind: str, by_type: dict[str, Any]) -> None:
     case = by_type[f"{kind}-0.5"]

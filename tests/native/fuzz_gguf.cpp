@@ -78,7 +78,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
 }
 
 int main(int argc, char ** argv) {
-    const long      iterations = argc > 1 ? std::atol(argv[1]) : 20000;
+    const long      iterations = argc > 1 ? std::atol(argv[1]) : 10000;
     std::mt19937_64 random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
     const Bytes     seed = bytes::small_model().write();
     long            read = 0;
