@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from .errors import InputError
 
 BUNDLED = ("demo", "demo-planted")
 DATA = Path(__file__).parent / "data"
+DEMO_KEY = "safex_demo.kind"
 
 # A fingerprint tells models apart without reading them whole: this many samples of this many bytes from each file.
 SAMPLES = 1024
@@ -29,6 +31,20 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     path = Path(name)
     _check(path)
     return path
+
+
+def is_demo(model: str | os.PathLike[str]) -> bool:
+    """Whether it is a bundled model, or a file made from one (`mask`, `merge`): the demo's prompts suit it."""
+    from .gguf_header import Header
+
+    path = resolve(model)
+    if path.parent == DATA:
+        return True
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return DEMO_KEY in Header(data, skip_lists=True).keys
+        except InputError:
+            return False  # who opens the model says what is wrong with it
 
 
 def _check(path: Path) -> None:

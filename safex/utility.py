@@ -15,6 +15,7 @@ import numpy.typing as npt
 from safex.errors import DeviceError, InputError
 from safex.experts import ExpertList
 from safex.model import Model
+from safex.model_file import is_demo
 from safex.rates import Estimate, cluster_bootstrap, rate
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -97,8 +98,7 @@ def measure_utility(
 
 def default_windows(model: Model, size: int = WINDOW) -> list[Window]:
     """The benign text that ships, or for a demo model, which knows no other language, its ``demo_windows``."""
-    is_demo = model.path.resolve().parent == _DATA.resolve()
-    return demo_windows(model) if is_demo else text_windows(model, benign_text(), size)
+    return demo_windows(model) if is_demo(model.path) else text_windows(model, benign_text(), size)
 
 
 def text_windows(model: Model, text: str, size: int = WINDOW) -> list[Window]:

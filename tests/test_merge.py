@@ -17,6 +17,7 @@ import safex
 from safex import serve_llama
 from safex.errors import InputError
 from safex.merging import ExpertTensors, SurvivalError
+from safex.model_file import is_demo
 
 TinyPath = Callable[..., Path]
 EXPERTS = ["0:2", "0:5", "3:0", "3:7"]
@@ -251,3 +252,13 @@ def test_bad_input_is_one_line(tiny_path: TinyPath, tmp_path: Path, options: lis
     words = [str(lora) if word == "LORA" else word for word in options]
     cli("merge", str(base), *words, "-o", "m.gguf", cwd=tmp_path).fails(2, part)
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_a_file_made_from_the_demo_is_asked_its_prompts(tiny_path: TinyPath, tmp_path: Path) -> None:
+    safex.write_mask("demo", tmp_path / "masked.gguf", ["0:1"])
+    assert is_demo("demo-planted") and is_demo(tmp_path / "masked.gguf")
+    assert not is_demo(tiny_path("qwen3moe"))
+    ran = cli("dump", "masked.gguf", "--experts", "0:2", "--limit", "2", "--controls", "0", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    texts = safex.PromptSet.bundled("demo").limited(2).texts
+    assert safex.Features.load(tmp_path / "masked.features.safetensors").texts == texts

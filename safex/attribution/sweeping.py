@@ -165,10 +165,9 @@ def _header(
 
 
 def _shipped(model: Any) -> PromptSet:
-    from safex.model_file import BUNDLED, resolve
+    from safex.model_file import is_demo
 
-    is_demo = any(resolve(name) == model.path for name in BUNDLED)
-    return PromptSet.bundled("demo") if is_demo else PromptSet.default()
+    return PromptSet.bundled("demo") if is_demo(model.path) else PromptSet.default()
 
 
 def _check_sets(prompts: PromptSet) -> None:

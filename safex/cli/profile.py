@@ -117,12 +117,12 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def load_prompts(args: argparse.Namespace) -> PromptSet:
     """The files given, or the shipped sets that suit the model."""
-    from safex.model_file import BUNDLED
+    from safex.model_file import is_demo
     from safex.prompts import PromptSet, parse_prompt_arguments
 
     if args.prompts:
         return parse_prompt_arguments(args.prompts, args.column)
-    return PromptSet.bundled("demo") if args.model in BUNDLED else PromptSet.default()
+    return PromptSet.bundled("demo") if is_demo(args.model) else PromptSet.default()
 
 
 def output_path(args: argparse.Namespace) -> Path:

@@ -77,7 +77,7 @@ def evaluate(
         model.require_experts()
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
-    is_demo = model.path.parent == model_file.DATA
+    is_demo = model_file.is_demo(model.path)
     chosen = _prompts(prompts, is_demo).limited(limit)
     windows = _windows(model, text) if utility and experts is not None else None
     made = _judges(model, judges)
