@@ -90,14 +90,21 @@ def write_new(plan: Plan, targets: Sequence[Path], on_step: OnStep = no_progress
         written = [
             _write_slice(plan, part, outputs[part.file], 0 if part.file else shift) for part in plan.parts
         ]
+        on_step("waiting for the disk", 0, 1)
+        _sync(targets, outputs)  # meanwhile the base is hashed
         on_step("hashing the base", 0, 1)
         done = plan.described(written, hashes.result())
         final = header.rebuilt(files.files[0], done.metadata(), length=len(head))
         assert final is not None
         disk.write_at(outputs[0], 0, final)
         files.check_unchanged()
-        on_step("waiting for the disk", 0, 1)
     return done
+
+
+def _sync(targets: Sequence[Path], outputs: Sequence[int]) -> None:
+    for path, output in zip(targets, outputs, strict=True):
+        with disk.writing(path):
+            os.fsync(output)
 
 
 def _copy_all(files: ModelFiles, outputs: Sequence[int], data_at: int, on_step: OnStep) -> None:

@@ -80,7 +80,7 @@ def _refuse_unfit(path: Path) -> None:
     """Refuse files whose change would show where nobody expects it."""
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link: name {path.resolve()} itself to change it in place")
-    if path.parent == model_file.DATA:
+    if path.resolve().parent == model_file.DATA.resolve():
         raise InputError(f"{path}: ships with safex-native: write a new file with -o")
     status = path.stat()
     if status.st_nlink > 1:
