@@ -123,7 +123,7 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, dump, probe, mask, verify, "
+                "info, profile, identify, compare, report, eval, judge, sweep, dump, probe, mask, merge, verify, "
                 "restore, diff, serve, trace",
             ],
         ),
