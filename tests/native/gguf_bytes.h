@@ -12,8 +12,9 @@ using Bytes = std::vector<uint8_t>;
 
 template <typename T>
 void put(Bytes & out, T value) {
-    const auto * begin = reinterpret_cast<const uint8_t *>(&value);
-    out.insert(out.end(), begin, begin + sizeof value);
+    const size_t at = out.size();
+    out.resize(at + sizeof value);
+    std::memcpy(out.data() + at, &value, sizeof value);
 }
 
 inline void put_text(Bytes & out, const std::string & text) {
