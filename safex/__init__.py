@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .experts import Expert
     from .features import Features
     from .judges import make as make_judge
-    from .merging import merge
+    from .merging.merging import merge
     from .model import Model, Response, Route
     from .probing import Probing, probe
     from .profile import Profile
@@ -52,7 +52,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "evaluate": "evaluation",
     "identify": "ses",
     "make_judge": "judges:make",
-    "merge": "merging",
+    "merge": "merging.merging",
     "probe": "probing",
     "restore": "shipping",
     "sweep": "attribution",

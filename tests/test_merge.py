@@ -16,7 +16,8 @@ from lora_files import llama_cpp, logits, lora_matrices, write_lora
 import safex
 from safex import serve_llama
 from safex.errors import InputError
-from safex.merging import ExpertTensors, SurvivalError
+from safex.merging import ExpertTensors
+from safex.merging.merging import SurvivalError
 from safex.model_file import is_demo
 
 TinyPath = Callable[..., Path]

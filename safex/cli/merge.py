@@ -14,7 +14,7 @@ from .parser import MODEL_HELP, input_files, new_file
 from .progress import make_steps
 
 if TYPE_CHECKING:
-    from safex.merging import MergeReport
+    from safex.merging.merging import MergeReport
 
 USAGE = "MODEL [ADAPTER] --experts SPEC (-o OUT | --dry-run) [options]"
 DESCRIPTION = """\
@@ -112,8 +112,8 @@ def adapters_of(args: argparse.Namespace) -> list[Any]:
 
 def merge(args: argparse.Namespace, adapters: list[Any]) -> MergeReport:
     """Run it as the options say."""
-    from safex.merging import merge as run_merge
     from safex.merging.merging import MIN_SURVIVAL
+    from safex.merging.merging import merge as run_merge
 
     inputs = input_files(args.model, None, args.experts, args.imatrix)
     inputs += [str(path) for one in adapters for path in (one if isinstance(one, tuple) else (one,))]
