@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny_models
+from test_exactness import with_fused_gate_up, with_scales
 
 import safex
 from safex.errors import InputError, UnsupportedError
@@ -148,6 +149,24 @@ def test_token_rows_and_router_probabilities(
         if routing == "forced":
             means = [part.mean() for part in np.split(rows.router_probs, starts[1:-1])]
             np.testing.assert_allclose(pooled.router_probs[place], means, rtol=1e-4)
+
+
+@pytest.mark.parametrize("routing", ["forced", "natural"])
+@pytest.mark.parametrize(("arch", "rewrite"), [("deepseek2", with_fused_gate_up), ("qwen3moe", with_scales)])
+def test_other_layouts_of_the_same_experts(
+    outputs: Arrays, arch: str, rewrite: Callable[..., Any], routing: str, tmp_path: Path
+) -> None:
+    path = tiny_models.write_gguf(tmp_path / "m.gguf", arch, rewrite(tiny_models.tiny_tensors(arch)))
+    prompts, _ = sequences(arch)
+    starts = np.cumsum([0, *map(len, prompts)])
+    experts = [(int(layer), int(expert)) for layer, expert in outputs[f"{arch}_experts"]]
+    with safex.Model(path, flash_attn=False, kv_type="f32", n_threads=2) as model:
+        found = model.dump_tokens(experts, prompts, routing=routing)
+    assert sum(len(rows.values) for rows in found.rows)
+    for place, rows in enumerate(found.rows):
+        tokens = starts[rows.prompts] + rows.positions
+        if len(tokens):
+            assert distance(rows.values, outputs[f"{arch}_outputs"][place, tokens]) < TOLERANCE
 
 
 QUANTS = {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safex.errors import DiskError, InputError
 
 from .output import Output, size
-from .parser import MODEL_HELP, input_files, new_file
+from .parser import MODEL_HELP, finite, input_files, new_file
 from .progress import make_steps
 
 if TYPE_CHECKING:
@@ -26,17 +25,6 @@ EXAMPLE = """\
   safex-native mask model.gguf experts.json:ctrl -o masked.gguf
   safex-native mask model.gguf 3:17,4:2 --gain 0.5 -o damped.gguf
   safex-native mask model.gguf experts.json:ctrl --in-place     (safex-native restore model.gguf takes it back)"""
-
-
-def gain(text: str) -> float:
-    """Any finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
-    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--gain",
-        type=gain,
+        type=finite,
         metavar="G",
         help="with mode zero: 0 silences, 0.5 damps, 2 amplifies (default 0)",
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safex.errors import InputError
 
 from .output import Output, size, table
-from .parser import MODEL_HELP, input_files, new_file
+from .parser import MODEL_HELP, finite, input_files, new_file
 from .progress import make_steps
 
 if TYPE_CHECKING:
@@ -26,17 +25,6 @@ EXAMPLE = """\
   safex-native merge model.gguf --adapter safe --scale 1 --adapter toxic --scale -0.5 --experts all --dry-run
   safex-native merge model-Q4_K.gguf --base base-BF16.gguf --tuned tuned-BF16.gguf --experts 3:17,4:2 -o tuned.gguf"""
 SHOWN = 40  # slices in the printed table
-
-
-def finite(text: str) -> float:
-    """Any finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
-    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -116,6 +117,17 @@ def _command_parser(name: str, summary: str, module: ModuleType) -> Parser:
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     return _at_least(1, text)
+
+
+def finite(text: str) -> float:
+    """Any number but infinity and NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
+    return value
 
 
 def not_negative(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from safex.errors import InputError
 from safex.experts import MODES
 
 from .output import Output, to_stderr
-from .parser import FLASH, MODEL_HELP, add_model_options, not_negative
+from .parser import FLASH, MODEL_HELP, add_model_options, finite, not_negative
 
 if TYPE_CHECKING:
     import socket
@@ -55,17 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--logprobs", action="store_true", help="answer requests for log-probabilities; takes more memory")
     add_model_options(parser)
-
-
-def finite(text: str) -> float:
-    """A finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ import numpy as np
 
 from safex import model_file
 from safex.errors import InputError
-from safex.expert_set import ExpertSet, parse_experts
-from safex.experts import Expert, ExpertList, to_expert
+from safex.expert_set import ExpertSet
+from safex.experts import Expert, ExpertList
 from safex.merging.deltas import Deltas, Weights
 from safex.merging.expert_tensors import KINDS, NAME, ExpertTensors
 from safex.merging.imatrix import Imatrix
@@ -27,7 +27,7 @@ from safex.merging.survival import Survival, overall
 from safex.shipping import editing
 from safex.shipping.account import history_of
 from safex.shipping.hashing import sha256
-from safex.shipping.masking import check_targets
+from safex.shipping.masking import check_targets, to_list
 from safex.shipping.model_files import ModelFiles, Slice, native
 from safex.shipping.provenance import Provenance
 
@@ -192,13 +192,7 @@ def _chosen(files: ModelFiles, experts: ExpertSet | ExpertList | str) -> list[Ex
     """The experts, each once. Raises InputError for those that the model lacks."""
     if experts == ALL:
         return sorted({Expert(t.layer, e) for t in files.native.expert_tensors for e in range(t.n_experts)})
-    if isinstance(experts, str):
-        chosen = parse_experts(experts)
-    elif isinstance(experts, ExpertSet):
-        chosen = [expert for group in experts.groups.values() for expert in group]
-    else:
-        chosen = [to_expert(expert) for expert in experts]
-    chosen = list(dict.fromkeys(chosen))
+    chosen = to_list(experts)
     files.native.check_mask([(expert.layer, expert.expert, "zero", 1.0) for expert in chosen])
     return chosen
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from safex.errors import InputError
-from safex.experts import Expert
+from safex.experts import Expert, to_expert
 from safex.result_file import read_json
 
 from . import header
@@ -175,7 +175,15 @@ def _is(values: Mapping[str, header.Value], key: str, kind: type) -> bool:
     value = values.get(key)
     if value is None:
         return True  # said elsewhere
-    return isinstance(value, kind) and (kind is str or all(isinstance(item, str) for item in list(value)))  # type: ignore[arg-type]
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def experts_of(values: Mapping[str, header.Value]) -> list[Expert]:
+    """The experts that a file names. Raises InputError."""
+    texts = values.get("experts", [])
+    return [to_expert(text) for text in texts] if isinstance(texts, list) else []
 
 
 def slices_of(values: Mapping[str, header.Value]) -> list[Written]:

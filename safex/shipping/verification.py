@@ -16,7 +16,7 @@ from .account import Account, account_of
 from .differences import Difference, compare
 from .editing import OnStep, no_progress
 from .hashing import FileHashes, sha256
-from .masking import make_plan, to_list
+from .masking import make_plan
 from .model_files import ModelFiles
 
 
@@ -87,7 +87,7 @@ def _slice_problems(values: Mapping[str, header.Value], difference: Difference) 
     """Whether the slices that differ are those that the file lists, with the bytes that it lists."""
     try:
         listed = {written.key: written for written in provenance.slices_of(values)}
-        experts = {str(expert) for expert in to_list(list(values["experts"]))}  # type: ignore[arg-type]
+        experts = {str(expert) for expert in provenance.experts_of(values)}
     except InputError as error:
         return [str(error)]
     changed = {change.key: change for change in difference.slices}
@@ -112,7 +112,7 @@ def _mask_problems(base: ModelFiles, values: Mapping[str, header.Value]) -> list
         return []
     try:
         chosen = json.loads(str(values["parameters"]))
-        plan, _ = make_plan(base, to_list(list(values["experts"])), chosen["mode"], chosen.get("gain", 0.0))  # type: ignore[arg-type]
+        plan, _ = make_plan(base, provenance.experts_of(values), chosen["mode"], chosen.get("gain", 0.0))
         expected = {part.key: sha256(plan.rule(part, base.read(part))) for part in plan.parts}
         listed = {written.key: written.sha256 for written in provenance.slices_of(values)}
     except (SafexError, AttributeError, KeyError, TypeError, ValueError) as error:
