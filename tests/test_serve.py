@@ -380,7 +380,7 @@ def test_wrong_masks_are_refused_at_the_start() -> None:
 def test_options_that_make_no_sense() -> None:
     refused("demo", "--mode", "reroute").fails(2, "--mode needs --mask")
     refused("demo", "--mask", "0:1", "--mode", "reroute", "--gain", 0.5).fails(2, "mode reroute has none")
-    refused("demo", "--mask", "0:1", "--gain", "inf").fails(2, "expected a number")
+    refused("demo", "--mask", "0:1", "--gain", "inf").fails(2, "expected a finite number")
     refused("demo", "--override-tensor", "exps=CPU").fails(2, "--override-tensor", "--gpu-layers")
 
 
