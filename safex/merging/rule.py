@@ -16,6 +16,8 @@ from safex.merging.survival import Survival
 from safex.shipping.model_files import Slice, native
 from safex.shipping.promotion import is_larger
 
+KEPT = 64 << 20
+
 
 @dataclass(frozen=True)
 class Addend:
@@ -27,12 +29,16 @@ class Addend:
 
 @dataclass
 class Merged:
-    """The rule that makes a slice; ``survivals`` of those that have a delta, by tensor and expert."""
+    """The rule that makes a slice; ``survivals`` of those that have a delta, by tensor and expert.
+
+    A slice is asked for more than once: the first ``KEPT`` bytes that were made are kept.
+    """
 
     addends: Sequence[Addend]
     imatrix: Imatrix | None = None
     least: Any = None  # a tensor type: what would be written in a smaller one is written in this
     survivals: dict[tuple[str, int], Survival] = field(default_factory=dict)
+    kept: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     def type_of(self, tensor: Any) -> int:
         """The type that a tensor's slices are written in."""
@@ -41,6 +47,14 @@ class Merged:
 
     def __call__(self, part: Slice, old: bytes) -> bytes:
         """The new bytes. Raises InputError where the type can't be encoded."""
+        if part.key not in self.kept:
+            new = self._made(part, old)
+            if sum(map(len, self.kept.values())) + len(new) > KEPT:
+                return new
+            self.kept[part.key] = new
+        return self.kept[part.key]
+
+    def _made(self, part: Slice, old: bytes) -> bytes:
         delta = self._delta(part)
         if delta is None:
             return old
