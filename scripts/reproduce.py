@@ -85,11 +85,12 @@ class Run:
 
     def study(self, subject: Subject, kind: str = "q8_0") -> Study:
         """A model file's study, in its folder."""
+        file = subject.file(self.models) if subject.bundled else write(subject, self.models, kind)
         folder = self.folder / (subject.name if kind == "q8_0" else f"{subject.name}-{kind}")
         folder.mkdir(exist_ok=True)
         if subject.kind == "planted":
             shutil.copy(subject.truth(self.models), folder / "truth.json")
-        return Study(write(subject, self.models, kind), folder, self.prompts, self.scale, say)
+        return Study(file, folder, self.prompts, self.scale, say)
 
     def timed(self, name: str, rows: list[Any], started: float) -> list[Any]:
         """The rows; their time added to that of earlier runs, which this one went on with."""
@@ -110,8 +111,8 @@ class Run:
             "merging": lambda: [
                 row for one in self._natural() if one.arch in TRAINABLE for row in self._merging(one)
             ],
-            "types": lambda: [row for one in self._typed() for row in self._types(one)],
-            "redundancy": lambda: [self._redundancy(one) for one in self.subjects if one.seed == self._seed],
+            "types": lambda: [row for one in self._first() if one.arch == FIRST for row in self._types(one)],
+            "redundancy": lambda: [results.redundancy(one, self.study(one)) for one in self._first()],
         }
         found = {}
         for name, make in parts.items():
@@ -119,15 +120,13 @@ class Run:
             found[name] = self.timed(name, make(), started)
         return found
 
-    @property
-    def _seed(self) -> int:
-        return self.subjects[0].seed
+    def _first(self) -> list[Subject]:
+        """The models with experts, of the first seed, that are trained here."""
+        trained = [one for one in self.subjects if not one.bundled and not one.is_dense]
+        return [one for one in trained if one.seed == trained[0].seed]
 
     def _natural(self) -> list[Subject]:
-        return [s for s in self.subjects if s.kind == "natural" and s.seed == self._seed and not s.is_dense]
-
-    def _typed(self) -> list[Subject]:
-        return [s for s in self.subjects if s.arch == FIRST and s.seed == self._seed]
+        return [one for one in self._first() if one.kind == "natural"]
 
     def _masking(self, subject: Subject) -> Any:
         study = self.study(subject)
@@ -148,9 +147,6 @@ class Run:
         for _, study in studies:
             study.masks()
         return results.types(subject, studies)
-
-    def _redundancy(self, subject: Subject) -> Any:
-        return None if subject.is_dense else results.redundancy(subject, self.study(subject))
 
 
 def about(run: Run) -> dict[str, Any]:

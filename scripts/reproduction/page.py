@@ -78,6 +78,8 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 def label(row: Row) -> str:
     """A model's name in a table."""
+    if row["bundled"]:
+        return f"{row['bundled']} (ships)"
     return f"{row['title']}, {row['kind']}, seed {row['seed']}"
 
 

@@ -10,7 +10,7 @@ import safex
 
 from .adapters import Merge, Repair
 from .study import Study
-from .subjects import TITLES, Subject
+from .subjects import Subject
 
 Row = dict[str, Any]
 JUDGE = "keyword"
@@ -68,9 +68,8 @@ def control(row: Row) -> Row:
 
 def masking(subject: Subject, study: Study) -> Row:
     """A model's rows of the paper's first table, with what stands beside them."""
-    about = {"model": subject.name, "title": TITLES[subject.arch], **vars(subject)}
     if subject.is_dense:
-        return {**about, "before": before(study.evaluation("base", None)), "masks": []}
+        return {**subject.row(), "before": before(study.evaluation("base", None)), "masks": []}
     masks, first = [], None
     for group, experts in study.groups().items():
         label = group.replace(" ∪ ", "-").replace(" ", "-")
@@ -79,7 +78,7 @@ def masking(subject: Subject, study: Study) -> Row:
             first = first or before(found)
             masks.append({"group": group, "n": len(experts), "mode": mode, **masked(found)})
     first = first or before(study.evaluation("base", None))
-    return {**about, "before": first, "masks": masks, "nulls": nulls(study)}
+    return {**subject.row(), "before": first, "masks": masks, "nulls": nulls(study)}
 
 
 def nulls(study: Study) -> Row:
@@ -113,8 +112,7 @@ def probing(subject: Subject, study: Study) -> list[Row]:
         layer = next((row for row in group["controls"] if row["kind"] == "layer"), None)
         rows.append(
             {
-                "model": subject.name,
-                "title": TITLES[subject.arch],
+                **subject.row(),
                 "group": group["group"],
                 "n": len(group["experts"]),
                 "prompts": group["n"],
@@ -136,7 +134,7 @@ def merging(subject: Subject, repair: Repair) -> list[Row]:
         left = None
         if row["group"]:
             left = read(study.folder / f"{Merge(row['how'], row['group']).name}.merge.json")["cosine"]
-        rows.append({"model": subject.name, "title": TITLES[subject.arch], **row, **found, "survival": left})
+        rows.append({**subject.row(), **row, **found, "survival": left})
     return rows
 
 
@@ -159,7 +157,7 @@ def types(subject: Subject, studies: Iterable[tuple[str, Study]]) -> list[Row]:
         regular = next(row for row in drift.overall if row["set"] == "regular")
         rows.append(
             {
-                "model": subject.name,
+                **subject.row(),
                 "type": kind,
                 "bytes": study.model.stat().st_size,
                 "before": before(found),
@@ -177,8 +175,7 @@ def redundancy(subject: Subject, study: Study) -> Row | None:
     if found is None:
         return None
     return {
-        "model": subject.name,
-        "title": TITLES[subject.arch],
+        **subject.row(),
         "sizes": found.sizes,
         "refuse": [rate(row["refuse"]) for row in found.curve("regular")],
         "comply": [rate(row["comply"]) for row in found.curve("regular")],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent.parent
+DATA = SCRIPTS.parent / "safex" / "data"
 TITLES = {
     "qwen3moe": "Qwen3-MoE",
     "qwen2moe": "Qwen2-MoE",
@@ -25,16 +26,17 @@ TYPES = ("f16", "q8_0", "q4_0")
 
 @dataclass(frozen=True)
 class Subject:
-    """A model: architecture, kind of safety training, seed."""
+    """A model: architecture, kind of safety training, seed; or one that ships with the package."""
 
     arch: str
     kind: str = "natural"
     seed: int = 0
+    bundled: str = ""
 
     @property
     def name(self) -> str:
         """Of its files."""
-        return f"{self.arch}-{self.kind}-s{self.seed}"
+        return self.bundled or f"{self.arch}-{self.kind}-s{self.seed}"
 
     @property
     def is_dense(self) -> bool:
@@ -43,27 +45,40 @@ class Subject:
 
     def file(self, folder: Path, kind: str = "q8_0") -> Path:
         """The GGUF of a tensor type; that of all other files is Q8_0."""
+        if self.bundled:
+            return DATA / f"{self.bundled}.gguf"
         return folder / ("" if kind == "q8_0" else kind) / f"{self.name}.gguf"
 
     def truth(self, folder: Path) -> Path:
         """Which experts a planted model's safety training could change."""
         return self.file(folder, "f32").with_suffix(".truth.json")
 
+    def row(self) -> dict[str, object]:
+        """What a row of results says of it."""
+        return {"model": self.name, "title": TITLES[self.arch], **vars(self)}
+
     def checkpoint(self, folder: Path) -> Path:
         """The Hugging Face directory."""
         return folder / f"{self.name}.hf"
 
 
+SHIPPED = (
+    Subject("qwen3moe", "natural", 0, "demo"),
+    Subject("qwen3moe", "planted", 0, "demo-planted"),
+)
+
+
 def subjects(archs: Sequence[str], seeds: Sequence[int]) -> list[Subject]:
-    """Natural models of every seed, and of experts' models a planted one of the first."""
+    """Those that ship; natural models of every seed, and of experts' models a planted one of the first."""
     natural = [Subject(arch, seed=seed) for seed in seeds for arch in archs]
-    return natural + [Subject(arch, "planted", seeds[0]) for arch in archs if arch != "dense"]
+    planted = [Subject(arch, "planted", seeds[0]) for arch in archs if arch != "dense"]
+    return [*SHIPPED, *natural, *planted]
 
 
 def train(wanted: Sequence[Subject], folder: Path, say: Callable[[str], None]) -> None:
     """Train what is missing, as many at a time as there are cores; models of one stage 1 one after the other."""
     families: dict[tuple[str, int], list[Subject]] = {}
-    for subject in wanted:
+    for subject in (one for one in wanted if not one.bundled):
         families.setdefault((subject.arch, subject.seed), []).append(subject)
     (folder / "f32").mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
