@@ -325,7 +325,7 @@ def cluster_bootstrap(
 
 
 def percentile_tail(n: int, confidence: float = CONFIDENCE) -> float:
-    """Share of resamples beyond each end of an interval of ``n`` resampled clusters (expanded percentile, Hesterberg 2015).
+    """Share of resamples of ``n`` clusters beyond each end of an interval (expanded percentile, Hesterberg 2015).
 
     >>> percentile_tail(10) < 0.025 and round(percentile_tail(10**6), 4)
     0.025

@@ -123,8 +123,8 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, redundancy, dump, probe, mask, merge, verify, "
-                "restore, diff, serve, trace",
+                "info, profile, identify, compare, report, eval, judge, sweep, redundancy, dump, probe, mask, merge, "
+                "verify, restore, diff, serve, trace",
             ],
         ),
         (["pofile", "demo"], ["no command 'pofile'", "did you mean profile?"]),

@@ -65,7 +65,9 @@ def _add_order_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--experts", metavar="EXPERTS", help="experts in the order of masking: FILE, FILE:group (best first), or L:E,L:E"
+        "--experts",
+        metavar="EXPERTS",
+        help="experts in the order of masking: FILE, FILE:group, or L:E,L:E",
     )
     which.add_argument("--all", action="store_true", help="all experts of the model, the most selected first")
     add(
@@ -76,8 +78,8 @@ def _add_order_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--sizes",
         metavar="N,N,...",
-        help="how many experts are masked at a time: numbers, or shares of all experts such as 5%% (default: 1,2,4,8 ... "
-        "and all of EXPERTS; with --all up to a quarter)",
+        help="how many experts are masked at a time: numbers, or shares of all experts such as 5%% (default: 1,2,4,8 "
+        "... and all of EXPERTS; with --all up to a quarter)",
     )
     add(
         "--controls",

@@ -17,7 +17,7 @@ READINGS = ("refuse", "comply", "other")
 CURVE = "Rates in % with 95 % intervals, with the first experts of the order masked"
 AREAS = (
     "Area under the curve, mean (least to most): refusal relative to no mask (1 = nothing lost), compliance as it is; "
-    "half = the point where refusal is halved, the median of the control orders"
+    "half = masked experts that halve refusal, of the control orders how many, and their median"
 )
 
 
@@ -38,13 +38,14 @@ def curve_table(found: Redundancy) -> Table:
             of_set["set"] if step["size"] == 0 else "",
             str(step["size"]),
             "" if step["size"] == 0 or of_set is not found.sets[0] else found.experts[step["size"] - 1],
-            *(_rate(step[reading]) for reading in READINGS),
+            *(_rate(step[reading]) for reading in READINGS[:2]),
+            f"{100 * step['other']['value']:.1f}",
             *(_cost(cost.get(step["size"]) if of_set is found.sets[0] else None) if cost else ()),
         ]
         for of_set in found.sets
         for step in of_set["curve"]
     ]
-    columns = ["set", "masked", "last", *READINGS, *(("KL", "perplexity x") if cost else ())]
+    columns = ["set", "masked", "last", *READINGS, *(("KL", "ppl x") if cost else ())]
     return table(columns, body, right=range(1, len(columns)))
 
 
@@ -63,7 +64,7 @@ def areas_table(found: Redundancy) -> Table:
 
     half = found.half
     own = "not reached" if half["value"] is None else f"{half['value']:.1f} [{span(half['interval'])}]"
-    spans = [f"{found.area[r]['value']:.3f} [{_ends(found.area[r]['interval'])}]" for r in READINGS[:2]]
+    spans = [f"{found.area[r]['value']:.2f} [{_ends(found.area[r]['interval'])}]" for r in READINGS[:2]]
     body = [["the order", "", spans[0], "", "", spans[1], own]]
     body += [_control_line(row) for row in found.controls]
     columns = ["order", "n", "refusal", "order less these", "p", "compliance", "half"]
@@ -78,7 +79,7 @@ def _control_line(row: dict[str, Any]) -> list[str]:
         row["kind"],
         str(row["n"]),
         _mean(refuse),
-        f"{difference['value']:+.3f} [{_ends(difference['interval'], '+.3f')}]",
+        f"{difference['value']:+.2f} [{_ends(difference['interval'], '+.2f')}]",
         f"{refuse['placement']['p_value']:.3f}" if row["n"] > 1 else "",
         _mean(comply),
         f"{half['reached']} of {row['n']}{middle}",
@@ -86,9 +87,9 @@ def _control_line(row: dict[str, Any]) -> list[str]:
 
 
 def _mean(values: dict[str, Any]) -> str:
-    mean, low, high = (f"{values[name]:.3f}" for name in ("mean", "min", "max"))
+    mean, low, high = (f"{values[name]:.2f}" for name in ("mean", "min", "max"))
     return mean if low == high else f"{mean} ({low}-{high})"
 
 
-def _ends(interval: Sequence[float], form: str = ".3f") -> str:
+def _ends(interval: Sequence[float], form: str = ".2f") -> str:
     return ", ".join(format(end, form) for end in interval)

@@ -171,9 +171,7 @@ def regular_activation(model: Model, prompts: PromptSet, profile: Profile | None
     return profile.activation(REGULAR if REGULAR in profile.sets else None)
 
 
-def try_masks(
-    model: Model, prompts: PromptSet, masks: Mapping[str, ExpertList], settings: Settings
-) -> None:
+def try_masks(model: Model, prompts: PromptSet, masks: Mapping[str, ExpertList], settings: Settings) -> None:
     """Let the model refuse masks that it can't have (too many rerouted or forced in a layer) before it answers."""
     tokens = model.encode(prompts[0]).tokens[:1]
     tried: list[ExpertList | None] = list(masks.values())

@@ -95,7 +95,9 @@ def _described(row: Row) -> str:
     values = row[REFUSE]
     if row["kind"] in SINGLE:
         return f"{row['kind']} {values['mean']:.2f}"
-    return f"{row['n']} {row['kind']} {values['mean']:.2f} (lowest {values['min']:.2f}; p = {p_value(row):.2g})"
+    return (
+        f"{row['n']} {row['kind']} {values['mean']:.2f} (lowest {values['min']:.2f}; p = {p_value(row):.2g})"
+    )
 
 
 def _shuffled(found: Redundancy) -> str:
@@ -110,7 +112,9 @@ def _fate(found: Redundancy) -> str:
     if not n:
         return ""
     text = f"Of the {n} refusals lost with {step['size']} masked {lost[COMPLY]} comply and {lost[OTHER]} do neither"
-    return text + ("." if lost[COMPLY] > REAL * n else ": the mask breaks answers rather than opening them up.")
+    return text + (
+        "." if lost[COMPLY] > REAL * n else ": the mask breaks answers rather than opening them up."
+    )
 
 
 def _damage(found: Redundancy) -> str:
@@ -118,6 +122,5 @@ def _damage(found: Redundancy) -> str:
     cost = next((row for row in found.utility if row["size"] == size), None)
     if cost is None:
         return ""
-    return (
-        f"Harmless text there: perplexity times {cost['ratio']['value']:.2f}, KL {cost['kl']['value']:.2g} nats a token."
-    )
+    ratio, kl = (cost[name]["value"] for name in ("ratio", "kl"))
+    return f"Harmless text there: perplexity times {ratio:.2f}, KL {kl:.2g} nats a token."

@@ -69,7 +69,9 @@ def steps(sizes: Sequence[int | str] | None, n_listed: int, n_model: int) -> lis
     if not found:
         raise InputError("sizes: expected at least one number of experts above 0, such as 1,2,4,8")
     if found[-1] > n_listed:
-        raise InputError(f"size {found[-1]} is more than the {n_listed} experts of the order: list more, or mask fewer")
+        raise InputError(
+            f"size {found[-1]} is more than the {n_listed} experts of the order: list more, or mask fewer"
+        )
     return found
 
 
@@ -80,7 +82,9 @@ def _size(size: int | str, n_model: int) -> int:
     except (ValueError, OverflowError):
         value = -1
     if value < 0:
-        raise InputError(f"size {text!r}: expected a number of experts such as 8, or a share of all such as 5%")
+        raise InputError(
+            f"size {text!r}: expected a number of experts such as 8, or a share of all such as 5%"
+        )
     return value
 
 

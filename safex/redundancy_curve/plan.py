@@ -48,13 +48,19 @@ class Ladder:
     @cached_property
     def orders(self) -> dict[str, list[Expert]]:
         """The order and its controls, by name."""
-        named = {f"control-{kind}-{i}": one for kind, of in self.controls.items() for i, one in enumerate(of, 1)}
+        named = {
+            f"control-{kind}-{i}": one for kind, of in self.controls.items() for i, one in enumerate(of, 1)
+        }
         return {ORDER: self.order, **named}
 
     @cached_property
     def masks(self) -> Mapping[str, list[Expert]]:
         """The experts of each mask, by its name."""
-        steps = ((mask_name(name, size), order[:size]) for name, order in self.orders.items() for size in self.sizes)
+        steps = (
+            (mask_name(name, size), order[:size])
+            for name, order in self.orders.items()
+            for size in self.sizes
+        )
         return {NONE: [], **dict(steps)}
 
     @property
@@ -124,7 +130,9 @@ def _checked_order(order: str | None, experts: ExpertList | None) -> str:
 
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
-        raise InputError(f"mode is {mode!r}, expected one of {', '.join(MODES)}: experts are to be taken away")
+        raise InputError(
+            f"mode is {mode!r}, expected one of {', '.join(MODES)}: experts are to be taken away"
+        )
 
 
 def _all_experts(model: Model) -> list[Expert]:

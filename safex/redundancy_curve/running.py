@@ -159,7 +159,8 @@ def _result(
         experts=list(map(str, ladder.order)),
         sizes=[0, *ladder.sizes],
         activation=[
-            activation_of(ladder.order[:size], model.layers, ladder.activity.values) for size in (0, *ladder.sizes)
+            activation_of(ladder.order[:size], model.layers, ladder.activity.values)
+            for size in (0, *ladder.sizes)
         ],
         **found,
         utility=cost,

@@ -1,21 +1,27 @@
 """The half-point of a curve of refusal against the number of masked experts, and the area under it.
 
-A curve is given at sizes 0 = k_0 < k_1 < ... < k_m = K. Experts are counted on the axis u(k) = log2(1 + k) / log2(1 + K),
-from 0 (no mask) to 1: each doubling of 1 + k weighs the same, so that the first few experts count as much as the many
-last ones. Between sizes a curve is taken to be straight along u.
+A curve is given at sizes 0 = k_0 < ... < k_m = K. Experts are counted on the axis u(k) = log2(1 + k) / log2(1 + K), from
+0 (no mask) to 1: each doubling of 1 + k weighs the same, so that the first few experts count as much as the many last
+ones. Between sizes a curve is taken to be straight along u.
 
 **Area** of R(k) = refusal(k) / refusal(0): the integral of R over u by the trapezoidal rule. 1: masking takes nothing
-away; near 0: the first expert takes all. It is what network science calls robustness R (Schneider et al. 2011, PNAS 108:
-the mean size of what holds together while nodes are removed) and image attribution the deletion score (Petsiuk et al.
-2018, RISE), here with a logarithmic axis, which is our choice.
+away; near 0: the first expert takes all. It is what network science calls robustness R (Schneider et al. 2011, PNAS
+108: the mean size of what holds together while nodes are removed) and image attribution the deletion score (Petsiuk et
+al. 2018, RISE), here with a logarithmic axis, which is our choice.
 
-**Half-point**: the smallest k from which on refusal(k) <= refusal(0) / 2, up to the last size. A curve that dips and comes
-back isn't halved by the dip. Read between the sizes along u; infinite where the last size leaves more than half.
+**Half-point**: the smallest k from which on refusal(k) <= refusal(0) / 2, up to the last size. A curve that dips and
+comes back isn't halved by the dip. Read between the sizes along u; infinite where the last size leaves more than half.
 
-**Intervals**: prompts are resampled with replacement (those of one ``pair`` together), the same ones for all sizes and all
-orders; percentiles widened for few prompts (Hesterberg 2015). Resamples without any unmasked refusal have no curve and
-are left out. They speak of other prompts of this kind, not of other orders: for those see the controls. Measured
-coverage of the 95 % intervals: ``tests/test_redundancy_curve.py --coverage`` prints it, docs/redundancy.md has it.
+**Intervals**: prompts are resampled with replacement (those of one ``pair`` together), the same ones for all sizes and
+orders; percentiles widened for few prompts (Hesterberg 2015). Where all prompts agree, resampling would know no doubt:
+such a rate of 0 or 1 is drawn from Jeffreys' posterior, Beta(1/2, n + 1/2) from its end, one draw a resample for all
+sizes and orders. Resamples without any unmasked refusal have no curve and are left out. Intervals speak of other
+prompts of this kind, not of other orders: for those see the controls.
+
+Coverage of the 95 % intervals, measured by ``python tests/test_redundancy_curve.py`` (2026-11-25; six curves x two
+correlations of a prompt's answers, 600 data sets each): area 0.895 to 1.0 with 20 prompts, 0.913 to 1.0 with 40, 0.932
+to 0.997 with 80; half-point 0.947 to 1.0, 0.942 to 1.0, 0.933 to 1.0. Without the draws at the ends that of the area was
+0.2 to 0.75 where nearly all prompts agree at every size.
 """
 
 from __future__ import annotations
@@ -101,11 +107,13 @@ def _first_below(rates: npt.ArrayLike) -> npt.NDArray[np.int64]:
 class Resampled:
     """Resamples of ``n_units`` units of prompts: how often each prompt is drawn, ``drawn`` float64 [S, P].
 
-    Resamples in which ``unmasked`` [P] (1: refused without a mask) is nowhere 1 are left out.
+    Resamples in which ``unmasked`` [P] (1: refused without a mask) is nowhere 1 are left out. ``ends`` [2, S] stand for
+    rates of 0, and for 1 less rates of 1, where all prompts agree.
     """
 
     drawn: Floats
     n_units: int
+    ends: Floats
 
     @classmethod
     def draw(cls, pairs: Sequence[str | None], unmasked: Floats, n: int, seed: int) -> Resampled:
@@ -117,15 +125,19 @@ class Resampled:
             raise InputError(f"{n} resamples were asked for, expected at least 2")
         sets = [SET] * len(pairs)
         drawn = bootstrap.draw(sets, pairs, [SET], n, seed)[SET].weights.astype(np.float64)
-        return cls(drawn[drawn @ unmasked > 0], n_units)
+        kept = drawn[drawn @ unmasked > 0]
+        ends = np.random.default_rng((seed, 1)).beta(0.5, n_units + 0.5, (2, len(kept)))
+        return cls(kept, n_units, ends)
 
     def rates(self, hits: Floats) -> Floats:
         """Rates of ``hits`` [..., m + 1, P] in each resample: [..., S, m + 1]."""
-        sums = hits @ self.drawn.T
-        return np.asarray(np.swapaxes(sums / self.drawn.sum(axis=1), -1, -2))
+        rates = hits @ self.drawn.T / self.drawn.sum(axis=1)
+        observed = hits.mean(axis=-1)[..., None]
+        rates = np.where(observed == 0, self.ends[0], np.where(observed == 1, 1 - self.ends[1], rates))
+        return np.asarray(np.swapaxes(rates, -1, -2))
 
     def estimate(self, value: float, resampled: Floats) -> Estimate:
-        """``value`` with the interval of ``resampled`` [S], which may hold infinities."""
+        """``value`` with the interval of ``resampled`` [S], which may hold infinities; it holds the value too."""
         tail = percentile_tail(self.n_units)
         low, high = np.quantile(resampled, (tail, 1 - tail), method="inverted_cdf")
-        return Estimate(float(value), float(low), float(high))
+        return Estimate(float(value), min(float(low), float(value)), max(float(high), float(value)))

@@ -24,8 +24,8 @@ def redundancy_tables(found: Redundancy) -> Tables:
     ``curve``: a row for each set, size and reading, with count, rate and interval, and the paired change with its
     interval and p-value (empty at size 0). ``areas``: a row for each reading and kind of order, the first the order
     itself, with mean, least and largest area, the order's difference to the mean, p-value, how many of the orders are
-    halved and the (median) half-point. ``orders``: a row for each order and size, with the expert that is masked last and
-    the three rates on regular prompts. ``utility``: a row for each size and measure.
+    halved and the (median) half-point. ``orders``: a row for each order and size, with the expert that is masked last
+    and the three rates on regular prompts. ``utility``: a row for each size and measure.
     """
     tables = {
         "curve": list(_curve(found)),
@@ -56,7 +56,13 @@ def _change(change: Row | None) -> Row:
 def _areas(found: Redundancy) -> Iterator[Row]:
     for reading, area in found.area.items():
         half = found.half
-        row = {"order": ORDER, "reading": reading, "n": 1, "mean": area["value"], **_ends("", area["interval"])}
+        row = {
+            "order": ORDER,
+            "reading": reading,
+            "n": 1,
+            "mean": area["value"],
+            **_ends("", area["interval"]),
+        }
         row |= {"min": area["value"], "max": area["value"], "difference": None, **_ends("difference_", None)}
         yield row | {"p_value": None, "halved": int(half["size"] is not None), "half": half["value"]}
         yield from (_control_area(kind, reading) for kind in found.controls)
@@ -92,7 +98,10 @@ def _orders(found: Redundancy) -> Iterator[Row]:
         "experts": found.experts,
         **{reading: [step[reading]["value"] for step in found.curve("regular")] for reading in THREE},
     }
-    for kind, order in [(ORDER, own), *((row["kind"], one) for row in found.controls for one in row["orders"])]:
+    for kind, order in [
+        (ORDER, own),
+        *((row["kind"], one) for row in found.controls for one in row["orders"]),
+    ]:
         for i, size in enumerate(found.sizes):
             last = order["experts"][size - 1] if size else None
             rates = {reading: order[reading][i] for reading in THREE}

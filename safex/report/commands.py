@@ -117,11 +117,15 @@ def _redundancy_command(source: Source) -> str:
     parameters = part(found, "parameters")
     sizes = ",".join(map(str, items(found.get("sizes"))[1:]))
     words = ["MODEL", "--experts", ",".join(map(str, items(found.get("experts")))), "--sizes", sizes]
-    kinds = {str(row.get("kind", "")): row.get("n") for row in rows(found.get("controls"))}
-    words += ["--controls", str(parameters.get("draws", max(kinds.values(), default=0)))]
+    kinds = [str(row.get("kind", "")) for row in rows(found.get("controls"))]
+    words += ["--controls", str(parameters.get("draws", 0))]
     words += ["--control-kinds", ",".join(kinds)] if kinds else []
     words += [] if found.get("utility") else ["--no-utility"]
-    values = {**_session(part(found, "model")), **parameters, "judge": _judge_spec(str(parameters.get("judge", "")))}
+    values = {
+        **_session(part(found, "model")),
+        **parameters,
+        "judge": _judge_spec(str(parameters.get("judge", ""))),
+    }
     return _line("redundancy", words, values, source)
 
 

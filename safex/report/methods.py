@@ -95,7 +95,8 @@ def _redundancy_facts(found: dict[str, Any]) -> dict[str, Any]:
     return {
         **part(found, "parameters"),
         "order of masking": items(found.get("experts")),
-        "control orders": {str(row.get("kind", "")): row.get("n") for row in rows(found.get("controls"))} or None,
+        "control orders": {str(row.get("kind", "")): row.get("n") for row in rows(found.get("controls"))}
+        or None,
         "responses": found.get("responses"),
         **part(found, "model"),
     }

@@ -21,8 +21,8 @@ Numbers: TypeAlias = Sequence[float | None]
 class Line:
     """One line of a panel; ``low`` and ``high`` are the ends of its interval at each x.
 
-    ``style`` numbers colour and marker; a ``quiet`` line is thin and dotted (a reference, a null), a ``grey`` one has no
-    colour (controls). The interval is drawn as a ``band`` or as bars.
+    ``style`` numbers colour and marker; a ``quiet`` line is thin and dotted (a reference, a null), a ``grey`` one has
+    no colour (controls). The interval is drawn as a ``band`` or as bars.
     """
 
     name: str
@@ -59,7 +59,9 @@ class Panel:
     lines: list[Line]
     y_range: tuple[float, float] | None = None  # None: from zero to the largest value
     log_x: bool = False
-    x_names: Mapping[float, str] = field(default_factory=dict)  # of the ticks, where x is no number to be read
+    x_names: Mapping[float, str] = field(
+        default_factory=dict
+    )  # of the ticks, where x is no number to be read
 
     @property
     def x_ticks(self) -> list[float] | None:

@@ -119,7 +119,7 @@ def _band(line: Line) -> list[dict[str, Any]]:
     """The two edges of a line's interval, the area between them filled; nothing where it isn't drawn so."""
     if not line.band or line.low is None or line.high is None:
         return []
-    edge = {"type": "scatter", "mode": "lines", "x": _rounded(line.x), "line": {"width": 0}}
+    edge: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": _rounded(line.x), "line": {"width": 0}}
     edge |= {"showlegend": False, "hoverinfo": "skip"}
     fill = {"fill": "tonexty", "fillcolor": f"{line_colour(line)}{BAND_ALPHA:02x}"}
     return [{**edge, "y": _rounded(line.low)}, {**edge, **fill, "y": _rounded(line.high)}]

@@ -85,8 +85,9 @@ def _control(name: str, x: list[float], curves: list[list[float]], style: int) -
     at_sizes = list(zip(*curves, strict=True))
     mean: Numbers = [sum(values) / len(values) for values in at_sizes]
     low, high = ([end(values) for values in at_sizes] for end in (min, max))
-    spread = {"low": low, "high": high} if len(curves) > 1 else {}
-    return Line(name, x, mean, **spread, style=style, grey=True, band=True)
+    if len(curves) == 1:
+        return Line(name, x, mean, style=style, grey=True)
+    return Line(name, x, mean, low, high, style, grey=True, band=True)
 
 
 def _half(found: Found, unmasked: float | None, x: list[float]) -> list[Line]:
@@ -95,7 +96,8 @@ def _half(found: Found, unmasked: float | None, x: list[float]) -> list[Line]:
         return []
     level = unmasked / 2
     half = part(found, "half")
-    points = [number(value) for value in (*items(half.get("interval"))[:1], half.get("value"), *items(half.get("interval"))[1:])]
+    low, high = (items(half.get("interval")) + [None, None])[:2]
+    points = [number(value) for value in (low, half.get("value"), high)]
     known = [_place(point) for point in points if point is not None]
     reference = Line("half of unmasked", [x[0], x[-1]], [level, level], quiet=True, grey=True)
     return [reference, *([Line("half-point", known, [level] * len(known), style=2)] if known else [])]

@@ -6,7 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from .content import Cell, Column, Table, number_cell, p_cell, small_cell, small_table, text_cell
-from .values import MISSING, fixed, interval, items, number, part, percent, percents, rows, signed, whole_number
+from .values import (
+    MISSING,
+    fixed,
+    interval,
+    items,
+    number,
+    part,
+    percent,
+    percents,
+    rows,
+    signed,
+    whole_number,
+)
 
 Found = dict[str, Any]
 Row = dict[str, Any]
