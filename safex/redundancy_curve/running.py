@@ -24,6 +24,7 @@ from .conclusion import conclude, evidence
 from .counting import count
 from .plan import Ladder, make_ladder
 from .result import Redundancy
+from .statistics import check_resamples
 
 DRAWS = 20
 RESAMPLES = 2000
@@ -82,6 +83,7 @@ def redundancy(
     settings = Settings(mode, gain, phase, max_new, seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
+    check_resamples([prompt.pair for prompt in chosen if prompt.set == REGULAR], bootstrap)
     windows = windows_for(model, text) if utility else None
     (made,) = made_judges(model, [judge])
     ladder = make_ladder(model, chosen, experts, order, sizes, settings, controls, draws, profile)

@@ -1,8 +1,8 @@
 """The half-point of a curve of refusal against the number of masked experts, and the area under it.
 
-A curve is given at sizes 0 = k_0 < ... < k_m = K. Experts are counted on the axis u(k) = log2(1 + k) / log2(1 + K), from
-0 (no mask) to 1: each doubling of 1 + k weighs the same, so that the first few experts count as much as the many last
-ones. Between sizes a curve is taken to be straight along u.
+A curve is given at sizes 0 = k_0 < ... < k_m = K. Experts are counted on the axis u(k) = log2(1 + k) / log2(1 + K),
+from 0 (no mask) to 1: each doubling of 1 + k weighs the same, so that the first few experts count as much as the many
+last ones. Between sizes a curve is taken to be straight along u.
 
 **Area** of R(k) = refusal(k) / refusal(0): the integral of R over u by the trapezoidal rule. 1: masking takes nothing
 away; near 0: the first expert takes all. It is what network science calls robustness R (Schneider et al. 2011, PNAS
@@ -20,8 +20,8 @@ prompts of this kind, not of other orders: for those see the controls.
 
 Coverage of the 95 % intervals, measured by ``python tests/test_redundancy_curve.py`` (2026-11-25; six curves x two
 correlations of a prompt's answers, 600 data sets each): area 0.895 to 1.0 with 20 prompts, 0.913 to 1.0 with 40, 0.932
-to 0.997 with 80; half-point 0.947 to 1.0, 0.942 to 1.0, 0.933 to 1.0. Without the draws at the ends that of the area was
-0.2 to 0.75 where nearly all prompts agree at every size.
+to 0.997 with 80; half-point 0.947 to 1.0, 0.942 to 1.0, 0.933 to 1.0. Without the draws at the ends that of the area
+was 0.2 to 0.75 where nearly all prompts agree at every size.
 """
 
 from __future__ import annotations
@@ -103,6 +103,16 @@ def _first_below(rates: npt.ArrayLike) -> npt.NDArray[np.int64]:
 # --- resampled prompts
 
 
+def check_resamples(pairs: Sequence[str | None], n: int) -> int:
+    """How many units of prompts there are; raises InputError where they or ``n`` resamples are fewer than 2."""
+    n_units = len(set(bootstrap.units_of(pairs).tolist()))
+    if n_units < 2:
+        raise InputError(f"intervals need at least 2 regular prompts that are no twins, found {n_units}")
+    if n < 2:
+        raise InputError(f"{n} resamples were asked for, expected at least 2")
+    return n_units
+
+
 @dataclass(frozen=True)
 class Resampled:
     """Resamples of ``n_units`` units of prompts: how often each prompt is drawn, ``drawn`` float64 [S, P].
@@ -117,12 +127,8 @@ class Resampled:
 
     @classmethod
     def draw(cls, pairs: Sequence[str | None], unmasked: Floats, n: int, seed: int) -> Resampled:
-        """Draw ``n``. Raises InputError for fewer than two units or resamples, or no unmasked refusal."""
-        n_units = len(set(bootstrap.units_of(pairs).tolist()))
-        if n_units < 2:
-            raise InputError(f"intervals need at least 2 regular prompts that are no twins, found {n_units}")
-        if n < 2:
-            raise InputError(f"{n} resamples were asked for, expected at least 2")
+        """Draw ``n``. Raises InputError as ``check_resamples`` does."""
+        n_units = check_resamples(pairs, n)
         sets = [SET] * len(pairs)
         drawn = bootstrap.draw(sets, pairs, [SET], n, seed)[SET].weights.astype(np.float64)
         kept = drawn[drawn @ unmasked > 0]

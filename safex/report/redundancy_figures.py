@@ -96,7 +96,7 @@ def _half(found: Found, unmasked: float | None, x: list[float]) -> list[Line]:
         return []
     level = unmasked / 2
     half = part(found, "half")
-    low, high = (items(half.get("interval")) + [None, None])[:2]
+    low, high = [*items(half.get("interval")), None, None][:2]
     points = [number(value) for value in (low, half.get("value"), high)]
     known = [_place(point) for point in points if point is not None]
     reference = Line("half of unmasked", [x[0], x[-1]], [level, level], quiet=True, grey=True)
