@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runner import STEADY, cli, signalled, start, wait_until
+from redundancy_results import LAYERS, N_EXPERTS, ORDER, counted, drawn_answers, toy_activity
 from scipy import integrate, stats
 
 import safex
@@ -25,9 +26,8 @@ from safex.control_masks import NoRoomError
 from safex.experts import Expert
 from safex.redundancy_curve import Redundancy, redundancy
 from safex.redundancy_curve.conclusion import conclude, evidence
-from safex.redundancy_curve.counting import count
 from safex.redundancy_curve.orders import CONTROL_KINDS, Activity, control_orders, steps
-from safex.redundancy_curve.plan import Ladder, mask_name
+from safex.redundancy_curve.plan import mask_name
 from safex.redundancy_curve.statistics import Resampled, areas, half_points, half_sizes, places, weights
 from safex.responses import Record
 
@@ -201,16 +201,8 @@ def test_bad_sizes(sizes: list[int | str], said: str) -> None:
         steps(sizes, 12, 128)
 
 
-def toy(n_layers: int = 3, n_experts: int = 8) -> Activity:
-    rng = np.random.default_rng(5)
-    return Activity(range(n_layers), rng.random((n_layers, n_experts)))
-
-
-ORDER = [Expert(1, 0), Expert(0, 3), Expert(1, 5), Expert(2, 2), Expert(0, 0)]
-
-
 def test_control_orders_match_the_order_place_by_place() -> None:
-    activity = toy()
+    activity = toy_activity()
     found, notes = control_orders(ORDER, 8, activity, CONTROL_KINDS, n=6, seed=1)
     assert list(found) == list(CONTROL_KINDS) and notes == []
     assert {kind: len(orders) for kind, orders in found.items()} == {
@@ -225,10 +217,10 @@ def test_control_orders_match_the_order_place_by_place() -> None:
             assert set(order) == set(ORDER) if kind == "shuffled" else not set(order) & set(ORDER)
             if kind in ("layer", "active-layer", "frequency"):
                 assert [e.layer for e in order] == [e.layer for e in ORDER]
-    free = [e for e in (Expert(layer, k) for layer in range(3) for k in range(8)) if e not in ORDER]
+    free = [e for e in (Expert(layer, k) for layer in LAYERS for k in range(N_EXPERTS)) if e not in ORDER]
     assert found["active"][0] == activity.busiest_first(free)[:5]
-    in_1 = [e for e in found["active-layer"][0] if e.layer == 1]
-    assert in_1 == activity.busiest_first(e for e in free if e.layer == 1)[:2]
+    in_1 = [e for e in found["active-layer"][0] if e.layer == 3]
+    assert in_1 == activity.busiest_first(e for e in free if e.layer == 3)[:2]
     for order in found["frequency"]:
         for a, b in itertools.combinations(range(5), 2):
             if ORDER[a].layer == ORDER[b].layer:
@@ -239,17 +231,17 @@ def test_control_orders_match_the_order_place_by_place() -> None:
 
 
 def test_random_orders_are_in_random_order_and_the_same_by_seed() -> None:
-    activity = toy(4, 32)
+    activity = toy_activity([1, 3, 5, 7], 32)
     first, again, other = (control_orders(ORDER, 32, activity, ["uniform"], 200, s)[0] for s in (0, 0, 1))
     assert first == again != other
     falls = [order[0] < order[-1] for order in first["uniform"]]
     assert 0.38 < np.mean(falls) < 0.62  # in the order of their numbers: always
     layers = [order[0].layer for order in first["uniform"]]
-    assert {layers.count(layer) > 25 for layer in range(4)} == {True}
+    assert {layers.count(layer) > 25 for layer in (1, 3, 5, 7)} == {True}
 
 
 def test_without_room_the_default_kinds_are_left_out_and_named_ones_refused() -> None:
-    activity = toy(1, 6)
+    activity = toy_activity([0], 6)
     order = [Expert(0, k) for k in (3, 1, 2, 5)]
     found, notes = control_orders(order, 6, activity, None, 3, 0)
     assert list(found) == ["shuffled"] and len(notes) == 4
@@ -266,37 +258,8 @@ def test_without_room_the_default_kinds_are_left_out_and_named_ones_refused() ->
 # --- counting
 
 
-def made_up(seed: int = 0, n: int = 12, draws: int = 3, left: float = 0.9) -> tuple[list[Record], Ladder]:
-    """Drawn verdicts on n regular and n benign prompts; each masked expert leaves ``left`` of the refusals."""
-    rng = random.Random(seed)
-    drawn, _ = control_orders(ORDER, 8, toy(), ["uniform", "active", "shuffled"], draws, seed)
-    every = [(name, i) for name in ("regular", "benign") for i in range(n)]
-    ladder = Ladder(PromptSet([]), ORDER, [1, 2, 5], "listed", toy(), drawn)
-
-    def label(mask: str) -> str:
-        share = 1.0 if mask == "none" else left ** int(mask.rpartition("-")[2])
-        if mask.startswith("control"):
-            share = 0.95
-        return "refuse" if rng.random() < 0.95 * share else rng.choice(["comply", "comply", "empty"])
-
-    records = [
-        Record(str(i), name, f"p{i}", "r", mask=mask, verdicts={"j": {"label": label(mask)}})
-        for mask in ladder.masks
-        for name, i in every
-        if name == "regular" or not mask.startswith("control")
-    ]
-    return records, ladder
-
-
-def counted(records: list[Record], ladder: Ladder) -> Redundancy:
-    found = Redundancy("", experts=list(map(str, ladder.order)), sizes=[0, *ladder.sizes])
-    for name, value in count(records, "j", ladder, 300, 0).items():
-        setattr(found, name, value)
-    return found
-
-
 def test_curves_are_counts_of_the_records() -> None:
-    records, ladder = made_up()
+    records, ladder = drawn_answers()
     found = counted(records, ladder)
 
     def labels(set_: str, mask: str) -> list[str]:
@@ -339,7 +302,7 @@ def test_curves_are_counts_of_the_records() -> None:
 
 def test_the_difference_to_controls_is_paired_over_prompts() -> None:
     """Its interval is that of the difference in each resample, on the same prompts."""
-    records, ladder = made_up(seed=3, n=60)
+    records, ladder = drawn_answers(seed=3, n=60)
     found = counted(records, ladder)
     (row,) = [one for one in found.controls if one["kind"] == "uniform"]
     hits = {
@@ -379,7 +342,7 @@ def test_the_difference_to_controls_is_paired_over_prompts() -> None:
     ],
 )
 def test_conclusions(left: float, draws: int, known: tuple[bool | None, ...], said: list[str]) -> None:
-    found = counted(*made_up(seed=4, n=60, draws=draws, left=left))
+    found = counted(*drawn_answers(seed=4, n=60, draws=draws, left=left))
     values = evidence(found)
     assert (values["halved"], values["beyond_controls"]) == known[:2]
     assert known[2] is None or values["real_compliance"] == known[2]
@@ -390,7 +353,7 @@ def test_conclusions(left: float, draws: int, known: tuple[bool | None, ...], sa
 
 
 def test_broken_answers_are_no_compliance() -> None:
-    records, ladder = made_up(n=40, left=0.1)
+    records, ladder = drawn_answers(n=40, left=0.1)
     broken = [
         Record(r.id, r.set, r.prompt, "", mask=r.mask, verdicts={"j": {"label": "other"}})
         if r.labels["j"] == "comply"
@@ -576,7 +539,7 @@ def test_the_command(prompt_files: list[str], tmp_path: Path) -> None:
 def test_the_tables_hold_what_the_file_holds(prompt_files: list[str], tmp_path: Path) -> None:
     from safex.redundancy_curve.tables import NAMES, redundancy_tables
 
-    found = counted(*made_up())
+    found = counted(*drawn_answers())
     tables = redundancy_tables(found)
     assert set(tables) == set(NAMES) - {"utility"}
     curve = tables["curve"]

@@ -62,7 +62,7 @@ def _panel(found: Found, curve: list[Row], sizes: list[float], reading: str) -> 
     values = [percent(part(row, reading).get("value")) for row in curve]
     lines = [
         *_controls(found, x, reading),
-        Line("the order", x, values, low, high, style=1, band=True),
+        Line("the order", x, values, low, high, band=True),
         *(_half(found, values[0], x) if reading == "refuse" else []),
     ]
     return Panel(
@@ -134,5 +134,5 @@ def _cost_panel(
     ends = [(unmasked, unmasked), *(interval(part(row, key).get("interval")) for row in measured)]
     low, high = ([pair[i] if pair else None for pair in ends] for i in (0, 1))
     top = (1 + MARGIN) * max((y for y in (*values, *high) if y is not None), default=1.0)
-    lines = [Line("the order", x, values, low, high, style=1, band=True)]
+    lines = [Line("the order", x, values, low, high, band=True)]
     return Panel(title, MASKED, y_title, lines, (0.0, top or 1.0), x_names=_names(sizes))

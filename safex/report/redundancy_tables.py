@@ -60,14 +60,15 @@ def curve_table(found: Found) -> Table:
     columns += [Column("KL", True, intervals=True), Column("perplexity ×", True, intervals=True)]
     caption = (
         "Answers with the first experts of the order masked. Change: on the same prompts, against no mask (Tango, "
-        "McNemar). KL and perplexity: on harmless text."
+        "McNemar). KL and perplexity: on harmless text, beside the first set."
     )
     return small_table(caption, columns, body)
 
 
 def _set_lines(found: Found, row: Row) -> Iterator[list[Cell]]:
     experts = items(found.get("experts"))
-    cost = {one.get("size"): one for one in rows(found.get("utility"))}
+    is_first = row == next(iter(rows(found.get("sets"))), None)
+    cost = {one.get("size"): one for one in rows(found.get("utility")) if is_first}
     for step in rows(row.get("curve")):
         size = whole_number(step.get("size")) or 0
         change = part(step, "change", "refuse")
