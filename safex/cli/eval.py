@@ -44,7 +44,11 @@ EXAMPLE = """\
   safex-native eval demo --mask demo.experts.json:ctrl
   safex-native eval model.gguf --mask 3:17,4:2 --prompts regular=harm.csv --prompts benign=mild.csv --controls 100
   safex-native eval model.gguf --mask experts.json --judge keyword --judge gguf:wildguard-Q4_K_M.gguf"""
-MODES = ("zero", "reroute", "force")
+MODES = {
+    "zero": "zero = output times --gain",
+    "reroute": "reroute = can't be selected",
+    "force": "force = always selected",
+}
 PHASES = ("prompt", "response", "both")
 KINDS = ("uniform", "layer", "frequency", "active", "active-layer")
 DEFAULT_KINDS = KINDS[:4]
@@ -65,11 +69,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_mask_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--mask", metavar="EXPERTS", help="experts to mask: FILE, FILE:group, or L:E,L:E (default: none)")
+    add_mode_options(parser, list(MODES))
+    add_control_options(parser, "masks", KINDS, ",".join(DEFAULT_KINDS))
+    add(
+        "--control-sets",
+        metavar="SET,SET",
+        default="regular",
+        help="sets that controls are run on (default regular)",
+    )
+
+
+def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:
+    """How a mask acts, and where."""
+    add = parser.add_argument
     add(
         "--mode",
-        choices=MODES,
+        choices=modes,
         default="zero",
-        help="zero = output times --gain; reroute = can't be selected; force = always selected (default zero)",
+        help=f"{'; '.join(MODES[mode] for mode in modes)} (default zero)",
     )
     add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
     add(
@@ -78,24 +95,21 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="where the mask acts: on the prompt's tokens, the answer's, or both (default both)",
     )
+
+
+def add_control_options(
+    parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], default: str
+) -> None:
+    """What to compare with: random ``what`` of some ``kinds``."""
+    add = parser.add_argument
     add(
         "--controls",
         type=not_negative,
         default=20,
         metavar="N",
-        help="random masks of each kind to compare with, 0 for none (default 20)",
+        help=f"random {what} of each kind to compare with, 0 for none (default 20)",
     )
-    add(
-        "--control-kinds",
-        metavar="KIND,KIND",
-        help=f"of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)})",
-    )
-    add(
-        "--control-sets",
-        metavar="SET,SET",
-        default="regular",
-        help="sets that controls are run on (default regular)",
-    )
+    add("--control-kinds", metavar="KIND,KIND", help=f"of {', '.join(kinds)} (default: {default})")
     add(
         "--profile",
         metavar="FILE",
@@ -125,7 +139,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL; may be repeated (default keyword)",
     )
-    add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
+    add_length_option(parser)
     add("--samples", type=positive, default=1, metavar="N", help="answers to each prompt (default 1)")
     add(
         "--temperature",
@@ -141,6 +155,13 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="the same seed gives the same draws (default 0)",
+    )
+
+
+def add_length_option(parser: argparse.ArgumentParser) -> None:
+    """How long answers may be."""
+    parser.add_argument(
+        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
     )
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .eval import (
-    MODES,
-    PHASES,
+    add_control_options,
     add_file_options,
+    add_length_option,
+    add_mode_options,
     add_prompt_options,
     add_text_options,
     check_pairs,
@@ -43,6 +44,7 @@ EXAMPLE = """\
   safex-native redundancy model.gguf --experts experts.json:ctrl --sizes 1,2,4,8,16 --controls 100
   safex-native redundancy model.gguf --all --sizes 1%,2%,5%,10%,20%"""
 ORDERS = ("listed", "active")
+MODES = ("zero", "reroute")
 KINDS = ("uniform", "layer", "frequency", "active", "active-layer", "shuffled")
 DEFAULT_KINDS = KINDS[:4]
 RESULT, ANSWERS = "redundancy.json", "redundancy.responses.jsonl"
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_order_options(parser)
-    _add_mask_options(parser)
+    add_mode_options(parser, MODES)
     add_prompt_options(parser)
     _add_answer_options(parser)
     add_text_options(parser)
@@ -81,35 +83,9 @@ def _add_order_options(parser: argparse.ArgumentParser) -> None:
         help="how many experts are masked at a time: numbers, or shares of all experts such as 5%% (default: 1,2,4,8 "
         "... and all of EXPERTS; with --all up to a quarter)",
     )
-    add(
-        "--controls",
-        type=not_negative,
-        default=20,
-        metavar="N",
-        help="random orders of each kind to compare with, 0 for none (default 20)",
+    add_control_options(
+        parser, "orders", KINDS, f"{','.join(DEFAULT_KINDS)}, where enough other experts are left"
     )
-    add(
-        "--control-kinds",
-        metavar="KIND,KIND",
-        help=f"of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)}, where enough other experts are left)",
-    )
-    add(
-        "--profile",
-        metavar="FILE",
-        help="a profile that says how often experts are selected (default: counted on the regular prompts)",
-    )
-
-
-def _add_mask_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--mode",
-        choices=MODES[:2],
-        default="zero",
-        help="zero = output times --gain; reroute = can't be selected (default zero)",
-    )
-    add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
-    add("--phase", choices=PHASES, default="both", help="where the mask acts (default both)")
 
 
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +96,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         default="keyword",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL (default keyword)",
     )
-    add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
+    add_length_option(parser)
     add(
         "--bootstrap",
         type=positive,
