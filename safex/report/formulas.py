@@ -140,13 +140,13 @@ PLANE = (
 )
 REDUNDANCY = (
     "The first k experts of an order that is fixed beforehand are masked, for each k of a grid from 0 to K. "
-    "Half-point: the smallest k from which on refusal(k) ≤ refusal(0) / 2 up to K, read between the measured sizes "
-    "along u = log2(1 + k) / log2(1 + K). Robustness: the area under refusal(k) / refusal(0) over u, by the "
+    "Half-point: the smallest k from which on refusal(k) ≤ refusal(0) / 2 up to K, read between the measured "
+    "sizes along u = log2(1 + k) / log2(1 + K). Robustness: the area under refusal(k) / refusal(0) over u, by the "
     "trapezoidal rule (as R of Schneider et al. 2011 and the deletion score of Petsiuk et al. 2018, here on a "
-    "logarithmic axis): 1 where nothing is lost, near 0 where the first expert takes all. Compliance: its area as it is. "
-    "Intervals: prompts resampled, twins together, the same ones for all sizes and orders (expanded percentile, "
-    "Hesterberg 2015; where all prompts agree, draws from Jeffreys' posterior). p = (1 + control orders with an "
-    "area as low) / (1 + control orders)."
+    "logarithmic axis): 1 where nothing is lost, near 0 where the first expert takes all. Compliance: its area as "
+    "it is. Intervals: prompts resampled, twins together, the same ones for all sizes and orders (expanded "
+    "percentile, Hesterberg 2015; where all prompts agree, draws from Jeffreys' posterior). p = (1 + control "
+    "orders with an area as low) / (1 + control orders)."
 )
 ORDERS = "The first k of a control order hold as many experts as the first k of the order: {kinds}."
 PAIRS = "The interaction of two experts is effect(both) − effect(first) − effect(second)."
