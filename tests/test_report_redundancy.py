@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import chromium, opened
@@ -23,6 +24,9 @@ from safex.redundancy_curve import Redundancy
 from safex.report import build_page, read_sources
 from safex.report.commands import commands
 from safex.report.panels import Figure, Panel
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 TITLE = "How many experts until refusal is halved"
 
@@ -194,14 +198,20 @@ def test_report_takes_the_file_with_tables_and_pictures(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"color_scheme": "dark"}, {"viewport": {"width": 400, "height": 800}}]
 )
-def test_the_picture_in_a_browser(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_the_picture_in_a_browser(browser: Browser, settings: dict[str, Any], tmp_path: Path) -> None:
     found = make_redundancy()
     found.save(tmp_path / "a.json")
     page = safex.write_report([tmp_path / "a.json"], tmp_path / "o.html")
-    with chromium() as browser, opened(browser, page, **settings) as shown:
+    with opened(browser, page, **settings) as shown:
         script = "document.querySelector(`[data-figure=redundancy] .panel`).data"
         traces = shown.page.evaluate(script)
         by_name = {trace["name"]: trace for trace in traces if trace.get("name")}
