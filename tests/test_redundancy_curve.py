@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -298,6 +299,20 @@ def test_curves_are_counts_of_the_records() -> None:
                 as_extreme = sum(side * v <= side * area + 1e-12 for v in values)
                 assert row[reading]["placement"]["p_value"] == (1 + as_extreme) / (1 + len(values))
                 assert row[reading]["difference"]["value"] == pytest.approx(area - np.mean(values))
+
+
+def test_equal_curves_tie_and_ties_count_against_the_order() -> None:
+    records, ladder = drawn_answers(n=37, draws=19)
+    labels = {(r.id, r.mask): r.verdicts for r in records if r.set == "regular"}
+    same = [
+        dataclasses.replace(r, verdicts=labels[r.id, f"order-{r.mask.rpartition('-')[2]}"])
+        if r.mask.startswith("control-uniform")
+        else r
+        for r in records
+    ]
+    found = counted(same, ladder)
+    assert found.controls[0]["refuse"]["placement"]["rank"] == 20
+    assert found.controls[0]["refuse"]["difference"]["value"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_difference_to_controls_is_paired_over_prompts() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from safex.control_masks import SINGLE
-from safex.evaluation.conclusion import REAL, as_good, is_specific, p_value
+from safex.evaluation.conclusion import ALPHA, REAL, as_good, is_specific, p_value
 from safex.evaluation.plan import REGULAR
 from safex.judges import COMPLY, OTHER, REFUSE
 
@@ -85,7 +85,7 @@ def _controls(found: Redundancy) -> str:
     listed = ", ".join(map(_described, rows))
     if known:
         return f"It is below that of as many other experts: {listed}."
-    rivals = [row for row in rows if as_good(row) and p_value(row) > 0.05]
+    rivals = [row for row in rows if as_good(row) and p_value(row) > ALPHA]
     if rivals:
         return f"That is not specific to these experts: {listed}."
     return f"Too few control orders were drawn to say that it is specific to these experts: {listed}."

@@ -24,6 +24,8 @@ from .statistics import Resampled, areas, half_points, half_sizes
 Row: TypeAlias = dict[str, Any]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
+DIGITS = 12  # of areas, so that those of equal curves tie
+
 
 def count(records: Sequence[Record], judge: str, ladder: Ladder, n_resamples: int, seed: int) -> Row:
     """All of one judge's results: ``sets``, ``half``, ``area``, ``controls``. Refusal must not be 0 without a mask."""
@@ -121,7 +123,7 @@ class _Areas:
         """Of refusal relative to that without a mask, of other readings as they are."""
         hits = np.array([curves.hits(order, reading) for order in orders])
         relative = reading == REFUSE
-        values = areas(curves.sizes, hits.mean(axis=-1), relative)
+        values = areas(curves.sizes, hits.mean(axis=-1), relative).round(DIGITS)
         return cls(values, areas(curves.sizes, resampled.rates(hits), relative))
 
     def estimate(self, resampled: Resampled) -> Estimate:

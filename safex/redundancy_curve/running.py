@@ -83,10 +83,10 @@ def redundancy(
     settings = Settings(mode, gain, phase, max_new, seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
-    check_resamples([prompt.pair for prompt in chosen if prompt.set == REGULAR], bootstrap)
     windows = windows_for(model, text) if utility else None
     (made,) = made_judges(model, [judge])
     ladder = make_ladder(model, chosen, experts, order, sizes, settings, controls, draws, profile)
+    check_resamples([prompt.pair for prompt in chosen if prompt.set == REGULAR], bootstrap)
     marks = marks_for(chosen, comply, is_demo)
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
