@@ -302,17 +302,19 @@ def test_curves_are_counts_of_the_records() -> None:
 
 
 def test_equal_curves_tie_and_ties_count_against_the_order() -> None:
-    records, ladder = drawn_answers(n=37, draws=19)
-    labels = {(r.id, r.mask): r.verdicts for r in records if r.set == "regular"}
-    same = [
-        dataclasses.replace(r, verdicts=labels[r.id, f"order-{r.mask.rpartition('-')[2]}"])
-        if r.mask.startswith("control-uniform")
-        else r
-        for r in records
-    ]
-    found = counted(same, ladder)
-    assert found.controls[0]["refuse"]["placement"]["rank"] == 20
-    assert found.controls[0]["refuse"]["difference"]["value"] == pytest.approx(0, abs=1e-12)
+    """Areas are sums of floats: those of equal curves can differ in the last bit, which must not rank them."""
+    for seed in range(20):
+        records, ladder = drawn_answers(seed, n=37, draws=19, left=0.8)
+        labels = {(r.id, r.mask): r.verdicts for r in records if r.set == "regular"}
+        same = [
+            dataclasses.replace(r, verdicts=labels[r.id, f"order-{r.mask.rpartition('-')[2]}"])
+            if r.mask.startswith("control-uniform")
+            else r
+            for r in records
+        ]
+        uniform = counted(same, ladder).controls[0]["refuse"]
+        assert uniform["placement"]["rank"] == 20
+        assert uniform["difference"]["value"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_difference_to_controls_is_paired_over_prompts() -> None:
@@ -532,7 +534,7 @@ def test_the_command(prompt_files: list[str], tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(
         json.dumps({"safex_expert_set": 1, "groups": {"a": TRUTH, "b": ["0:5"]}})
     )
-    words = [*prompt_files, "--controls", 2, "--max-new", 32, "--csv", "tables"]
+    words = [*prompt_files, "--controls", 1, "--sizes", "2,12", "--max-new", 32, "--csv", "tables"]
     run("demo-planted", "--experts", "e.json", *words, cwd=tmp_path).fails(2, "2 groups (a, b)", "e.json:a")
     words = ["demo-planted", "--experts", "e.json:a", *words]
     done = run(*words, "--json", cwd=tmp_path)
@@ -542,7 +544,7 @@ def test_the_command(prompt_files: list[str], tmp_path: Path) -> None:
     for text in ("Conclusion: ", "Area under the curve", "ppl x", "frequency"):
         assert text in done.err
     assert {path.stem for path in (tmp_path / "tables").iterdir()} == {"curve", "areas", "orders", "utility"}
-    assert len(lines(tmp_path / "demo-planted.redundancy.responses.jsonl")) == 1 + 8 * 6 + 4 * 7 * 5
+    assert len(lines(tmp_path / "demo-planted.redundancy.responses.jsonl")) == 1 + 8 * 3 + 4 * 4 * 2
     run(*words, cwd=tmp_path).fails(2, "exists")
     again = run(*words[:-2], "--resume", cwd=tmp_path)
     assert again.code == 0 and "Conclusion: " in again.out
