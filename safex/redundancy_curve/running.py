@@ -73,7 +73,7 @@ def redundancy(
     anything is masked where no regular prompt is refused: there is nothing to halve.
 
     >>> import safex
-    >>> prompts = PromptSet(list(PromptSet.bundled("demo"))[:4])
+    >>> prompts = safex.PromptSet(list(safex.PromptSet.bundled("demo"))[:4])
     >>> with safex.Model("demo-planted", n_threads=1) as model:
     ...     found = redundancy(model, ["1:18", "3:13"], prompts, draws=0, utility=False)
     >>> found.sizes, found.curve("regular")[0]["n"]
