@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .probing import Probing, probe
     from .profile import Profile
     from .prompts import Prompt, PromptSet
+    from .redundancy_curve import Redundancy, redundancy
     from .report import write_report
     from .ses import identify
     from .shipping import diff, restore, verify, write_mask
@@ -41,6 +42,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "Profile": "profile",
     "Prompt": "prompts",
     "PromptSet": "prompts",
+    "Redundancy": "redundancy_curve",
     "Response": "model",
     "Route": "model",
     "SafexError": "errors",
@@ -54,6 +56,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "make_judge": "judges:make",
     "merge": "merging.merging",
     "probe": "probing",
+    "redundancy": "redundancy_curve",
     "restore": "shipping",
     "sweep": "attribution",
     "verify": "shipping",
@@ -75,6 +78,7 @@ __all__ = [
     "Profile",
     "Prompt",
     "PromptSet",
+    "Redundancy",
     "Response",
     "Route",
     "SafexError",
@@ -89,6 +93,7 @@ __all__ = [
     "make_judge",
     "merge",
     "probe",
+    "redundancy",
     "restore",
     "sweep",
     "verify",

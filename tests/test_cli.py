@@ -100,7 +100,7 @@ def test_main_help_lists_the_commands() -> None:
     } <= COMMANDS.keys()
     done = cli("--help")
     assert done.code == 0
-    assert all(f"  {name:<10}{text}" in done.out for name, text in COMMANDS.items())
+    assert all(f"  {name:<12}{text}" in done.out for name, text in COMMANDS.items())
 
 
 def test_version_says_ours_and_upstreams() -> None:
@@ -123,8 +123,8 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, dump, probe, mask, merge, verify, "
-                "restore, diff, serve, trace",
+                "info, profile, identify, compare, report, eval, judge, sweep, redundancy, dump, probe, mask, merge, "
+                "verify, restore, diff, serve, trace",
             ],
         ),
         (["pofile", "demo"], ["no command 'pofile'", "did you mean profile?"]),

@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "refusal before and after masking experts, against control masks",
     "judge": "read the responses of an evaluation again, with other judges",
     "sweep": "mask experts one by one: what each does to the refusal",
+    "redundancy": "how many experts must be masked until refusal falls by half",
     "dump": "keep what experts put out for each prompt, for linear probes",
     "probe": "what linear probes read from experts, against random experts and words",
     "mask": "write a mask into a model file, new or in place",

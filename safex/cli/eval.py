@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,11 @@ EXAMPLE = """\
   safex-native eval demo --mask demo.experts.json:ctrl
   safex-native eval model.gguf --mask 3:17,4:2 --prompts regular=harm.csv --prompts benign=mild.csv --controls 100
   safex-native eval model.gguf --mask experts.json --judge keyword --judge gguf:wildguard-Q4_K_M.gguf"""
-MODES = ("zero", "reroute", "force")
+MODES = {
+    "zero": "zero = output times --gain",
+    "reroute": "reroute = can't be selected",
+    "force": "force = always selected",
+}
 PHASES = ("prompt", "response", "both")
 KINDS = ("uniform", "layer", "frequency", "active", "active-layer")
 DEFAULT_KINDS = KINDS[:4]
@@ -53,8 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_mask_options(parser)
+    add_prompt_options(parser)
     _add_answer_options(parser)
-    _add_file_options(parser)
+    add_text_options(parser)
+    add_file_options(parser, "eval.json", "responses.jsonl")
     add_export_options(parser)
     add_model_options(parser)
 
@@ -62,11 +69,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_mask_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--mask", metavar="EXPERTS", help="experts to mask: FILE, FILE:group, or L:E,L:E (default: none)")
+    add_mode_options(parser, list(MODES))
+    add_control_options(parser, "masks", KINDS, ",".join(DEFAULT_KINDS))
+    add(
+        "--control-sets",
+        metavar="SET,SET",
+        default="regular",
+        help="sets that controls are run on (default regular)",
+    )
+
+
+def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:
+    """How a mask acts, and where."""
+    add = parser.add_argument
     add(
         "--mode",
-        choices=MODES,
+        choices=modes,
         default="zero",
-        help="zero = output times --gain; reroute = can't be selected; force = always selected (default zero)",
+        help=f"{'; '.join(MODES[mode] for mode in modes)} (default zero)",
     )
     add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
     add(
@@ -75,24 +95,21 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="where the mask acts: on the prompt's tokens, the answer's, or both (default both)",
     )
+
+
+def add_control_options(
+    parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], default: str
+) -> None:
+    """What to compare with: random ``what`` of some ``kinds``."""
+    add = parser.add_argument
     add(
         "--controls",
         type=not_negative,
         default=20,
         metavar="N",
-        help="random masks of each kind to compare with, 0 for none (default 20)",
+        help=f"random {what} of each kind to compare with, 0 for none (default 20)",
     )
-    add(
-        "--control-kinds",
-        metavar="KIND,KIND",
-        help=f"of {', '.join(KINDS)} (default: {','.join(DEFAULT_KINDS)})",
-    )
-    add(
-        "--control-sets",
-        metavar="SET,SET",
-        default="regular",
-        help="sets that controls are run on (default regular)",
-    )
+    add("--control-kinds", metavar="KIND,KIND", help=f"of {', '.join(kinds)} (default: {default})")
     add(
         "--profile",
         metavar="FILE",
@@ -100,7 +117,8 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Which prompts are answered."""
     add = parser.add_argument
     add(
         "--prompts",
@@ -111,13 +129,17 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
+
+
+def _add_answer_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--judge",
         action="append",
         metavar="SPEC",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL; may be repeated (default keyword)",
     )
-    add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
+    add_length_option(parser)
     add("--samples", type=positive, default=1, metavar="N", help="answers to each prompt (default 1)")
     add(
         "--temperature",
@@ -134,20 +156,29 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the same seed gives the same draws (default 0)",
     )
+
+
+def add_length_option(parser: argparse.ArgumentParser) -> None:
+    """How long answers may be."""
+    parser.add_argument(
+        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
+    )
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Harmless text that shows what a mask costs."""
+    add = parser.add_argument
     add(
         "--text", metavar="FILE", help="harmless text for perplexity and divergence (default: one that ships)"
     )
     add("--no-utility", action="store_true", help="leave perplexity and divergence out")
 
 
-def _add_file_options(parser: argparse.ArgumentParser) -> None:
+def add_file_options(parser: argparse.ArgumentParser, result: str, answers: str) -> None:
+    """Where the result and the answers go; their names end so by default."""
     add = parser.add_argument
-    add("-o", "--output", metavar="OUT", help="the result (default: MODEL's name + .eval.json, here)")
-    add(
-        "--responses",
-        metavar="FILE",
-        help="the answers (default: MODEL's name + .responses.jsonl, here)",
-    )
+    add("-o", "--output", metavar="OUT", help=f"the result (default: MODEL's name + .{result}, here)")
+    add("--responses", metavar="FILE", help=f"the answers (default: MODEL's name + .{answers}, here)")
     add("--resume", action="store_true", help="go on with a run that was stopped")
     add("--force", action="store_true", help="replace OUT, the answers and exported tables if they exist")
 
@@ -158,19 +189,14 @@ def run(args: argparse.Namespace) -> int:
 
     out = Output(args)
     check_usage(args)
-    output, answers = output_paths(args)
-    experts = None if args.mask is None else _experts(args.mask)
+    inputs = input_files(args.model, args.prompts, args.profile, args.text, args.mask)
+    output, answers = output_paths(args, "eval.json", "responses.jsonl", inputs)
+    experts = None if args.mask is None else read_experts(args.mask)
     prompts, marks = load_prompts(args)
-    profile = _profile(args)
+    profile = load_profile(args)
     check_export(args, TABLES)
-    try:
+    with saying_what_was_saved(answers):
         evaluation = evaluate(args, prompts, marks, experts, profile, answers)
-    except KeyboardInterrupt:
-        saved = what_was_saved(answers) or "no answer was finished"
-        raise KeyboardInterrupt(f"interrupted; {saved}") from None
-    except (DiskError, DeviceError) as error:
-        saved = what_was_saved(answers)
-        raise type(error)(f"{error}; {saved}" if saved else str(error)) from error
     evaluation.save(output)
     tables = _export(args, evaluation, out)
     show(out, evaluation, output)
@@ -184,33 +210,40 @@ def check_usage(args: argparse.Namespace) -> None:
 
     for spec in args.judge or ():
         check_spec(spec)
-    if args.resume and args.force:
-        raise InputError("--resume goes on with the answers that --force would replace: give one of them")
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
+    check_pairs(args)
     if args.mask is None:
         for name, default in (("profile", None), ("control_kinds", None), ("text", None)):
             if getattr(args, name) != default:
                 raise InputError(f"--{name.replace('_', '-')} needs --mask: it serves to judge a mask")
 
 
-def output_paths(args: argparse.Namespace) -> tuple[Path, Path]:
+def check_pairs(args: argparse.Namespace) -> None:
+    """Refuse options of files that make no sense together. Raises InputError."""
+    if args.resume and args.force:
+        raise InputError("--resume goes on with the answers that --force would replace: give one of them")
+    if args.column is not None and not args.prompts:
+        raise InputError(
+            "--column needs --prompts: the sets that ship with safex-native have their own columns"
+        )
+
+
+def output_paths(
+    args: argparse.Namespace, result: str, responses: str, inputs: Sequence[str]
+) -> tuple[Path, Path]:
     """The result and the answers; never over an input. A run that goes on replaces its own result."""
     from safex.model_file import name_of, resolve
 
     stem = name_of(resolve(args.model))
-    inputs = input_files(args.model, args.prompts, args.profile, args.text, args.mask)
     again = args.force or args.resume
-    output = new_file(args.output, Path(f"{stem}.eval.json"), again, inputs)
-    answers = new_file(args.responses, Path(f"{stem}.responses.jsonl"), again, inputs)
+    output = new_file(args.output, Path(f"{stem}.{result}"), again, inputs)
+    answers = new_file(args.responses, Path(f"{stem}.{responses}"), again, inputs)
     if output == answers:
         raise InputError(f"{output}: the result and the answers can't be one file: choose another -o")
     return output, answers
 
 
-def _experts(spec: str) -> list[Expert]:
+def read_experts(spec: str) -> list[Expert]:
+    """The experts that a command line names."""
     from safex.expert_set import parse_experts
 
     return parse_experts(spec)
@@ -226,7 +259,8 @@ def load_prompts(args: argparse.Namespace) -> tuple[PromptSet | None, Marks | No
     return parse_prompt_arguments(args.prompts, args.column), marks_of_arguments(args.prompts, args.column)
 
 
-def _profile(args: argparse.Namespace) -> Profile | None:
+def load_profile(args: argparse.Namespace) -> Profile | None:
+    """The profile given, if any."""
     from safex.profile import Profile
 
     return None if args.profile is None else Profile.load(args.profile)
@@ -275,21 +309,36 @@ def evaluate(
 
 
 def make_judges(args: argparse.Namespace) -> list[str | Judge]:
-    """The judges asked for. Guard models run where the model does, with a context of their own."""
+    """The judges asked for."""
+    return [make_judge(spec, args) for spec in args.judge or ("keyword",)]
+
+
+def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
+    """A judge by its name. A guard model runs where the model does, with a context of its own."""
     from safex.judges import make
 
     own = ("n_ctx", "tensor_overrides")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
-    return [
-        make(spec, settings=settings) if spec.startswith("gguf:") else spec
-        for spec in args.judge or ("keyword",)
-    ]
+    return make(spec, settings=settings) if spec.startswith("gguf:") else spec
 
 
 def _kinds(args: argparse.Namespace) -> Sequence[str]:
     if not args.controls:
         return ()
     return args.control_kinds.split(",") if args.control_kinds else DEFAULT_KINDS
+
+
+@contextmanager
+def saying_what_was_saved(answers: Path) -> Iterator[None]:
+    """Where a run is cut short, add to the message what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = what_was_saved(answers) or "no answer was finished"
+        raise KeyboardInterrupt(f"interrupted; {saved}") from None
+    except (DiskError, DeviceError) as error:
+        saved = what_was_saved(answers)
+        raise type(error)(f"{error}; {saved}" if saved else str(error)) from error
 
 
 def what_was_saved(answers: Path) -> str:

@@ -60,7 +60,7 @@ def _parse_without_command(
 
 
 def _main_parser(commands: Mapping[str, str]) -> Parser:
-    lines = "\n".join(f"  {name:<10}{text}" for name, text in commands.items())
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in commands.items())
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [--debug] COMMAND ...",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 USAGE = "FILE... [options]"
 DESCRIPTION = """\
-One HTML page with maps, curves, tables and methods from result files of profile, identify, probe, eval, sweep and
-compare, in any order. The page holds all that it shows and loads nothing from any network."""
+One HTML page with maps, curves, tables and methods from result files of profile, identify, probe, eval, sweep,
+redundancy and compare, in any order. The page holds all that it shows and loads nothing from any network."""
 EXAMPLE = """\
   safex-native report demo.profile.gguf demo.experts.json
   safex-native report demo.profile.gguf demo.experts.json demo.eval.json demo.sweep.json -o audit.html --png figures"""
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="a profile, an expert set, a probing, an evaluation, a sweep or a comparison",
+        help="a profile, an expert set, a probing, an evaluation, a sweep, a redundancy curve or a comparison",
     )
     add("-o", "--output", metavar="OUT", help=f"the HTML file (default: {DEFAULT}, here)")
     add("--title", metavar="T", help="the page's title (default: the model's name)")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from safex import responses
 from safex.evaluation.marks import Marks
-from safex.evaluation.plan import Plan, Settings
-from safex.experts import ExpertList
+from safex.evaluation.plan import Settings
+from safex.experts import Expert, ExpertList
 from safex.judges import Judge
 from safex.model import Model, Response
 from safex.prompts import Prompt
@@ -31,6 +31,20 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody hears."""
 
 
+class Asked(Protocol):
+    """What answers are asked for: a ``Plan``, or another list of prompts and masks."""
+
+    @property
+    def masks(self) -> Mapping[str, list[Expert]]:
+        """The experts of each mask, by its name."""
+
+    def requests(self) -> Iterator[Request]:
+        """Every prompt with the name of a mask."""
+
+    def parameters(self, settings: Settings) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began."""
+
+
 @dataclass
 class Answers:
     """The answers of a plan, in a file too where ``output`` names one.
@@ -39,7 +53,7 @@ class Answers:
     """
 
     model: Model
-    plan: Plan
+    plan: Asked
     settings: Settings
     marks: Marks
     output: Path | None = None

@@ -30,7 +30,7 @@ def evidence(results: Row) -> dict[str, bool | None]:
     effect = _falls(regular[REFUSE])
     return {
         "effect": effect,
-        "specific": _is_specific(results) if effect else None,
+        "specific": is_specific(_regular_controls(results)) if effect else None,
         "real_compliance": lost[COMPLY] > REAL * n_lost if n_lost else None,
         "benign_kept": not _falls(benign[COMPLY]) if benign else None,
     }
@@ -49,8 +49,11 @@ def _regular_controls(results: Row) -> list[Row]:
     return [row for row in results["controls"] if row["set"] == REGULAR]
 
 
-def _is_specific(results: Row) -> bool | None:
-    rows = _regular_controls(results)
+def is_specific(rows: list[Row]) -> bool | None:
+    """Whether the mask does more than its controls: ``refuse`` of their ``rows`` holds its ``placement`` among them.
+
+    Every drawn kind must have p <= 0.05, and no single one do as much. None where too few were drawn to tell.
+    """
     drawn = [row for row in rows if row["kind"] not in SINGLE]
     if not rows or _any_as_good(rows):
         return False if rows else None
@@ -60,15 +63,16 @@ def _is_specific(results: Row) -> bool | None:
 
 def _any_as_good(rows: list[Row]) -> bool:
     """Whether some kind of control can't be told from the mask."""
-    return any(_as_good(row) and _p(row) > ALPHA for row in rows)
+    return any(as_good(row) and p_value(row) > ALPHA for row in rows)
 
 
-def _as_good(row: Row) -> int:
-    """How many controls leave no more refusal than the mask."""
+def as_good(row: Row) -> int:
+    """How many controls of a kind leave no more refusal than the mask."""
     return int(row[REFUSE]["placement"]["rank"]) - 1
 
 
-def _p(row: Row) -> float:
+def p_value(row: Row) -> float:
+    """The p-value of the mask's refusal among the controls of a kind."""
     return float(row[REFUSE]["placement"]["p_value"])
 
 
@@ -129,14 +133,15 @@ def _specificity(results: Row, specific: bool | None) -> list[str]:
         return ["No control masks were run, so other experts may do the same."]
     if specific:
         kinds = ", ".join(
-            f"{_named(row)} ({row[REFUSE]['mean']:.1%} on average, lowest {row[REFUSE]['min']:.1%}; p = {_p(row):.2g})"
+            f"{_named(row)} ({row[REFUSE]['mean']:.1%} on average, lowest {row[REFUSE]['min']:.1%}; "
+            f"p = {p_value(row):.2g})"
             for row in rows
             if row["kind"] not in SINGLE
         )
         return [f"It goes beyond control masks of as many other experts: {kinds}.", *_single(rows)]
-    rivals = [row for row in rows if _as_good(row) and _p(row) > ALPHA]
+    rivals = [row for row in rows if as_good(row) and p_value(row) > ALPHA]
     if rivals:
-        found = ", ".join(f"{_as_good(row)} of {_named(row)}" for row in rivals)
+        found = ", ".join(f"{as_good(row)} of {_named(row)}" for row in rivals)
         return [
             f"It is not specific to these experts: control masks leave as little refusal or less ({found})."
         ]

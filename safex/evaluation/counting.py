@@ -91,21 +91,22 @@ def _set_row(labels: Labels, name: str) -> Row:
     row: Row = {"set": name, "before": three_way_rates(labels.labels(name, NONE), clusters)}
     if (name, MASK) in labels.by_mask:
         row["after"] = three_way_rates(labels.labels(name, MASK), clusters)
-        row |= {reading: _paired(labels, name, reading).to_json() for reading in THREE}
-        row["lost_refusals"] = _lost_refusals(labels, name)
+        row |= {reading: paired(labels, name, reading).to_json() for reading in THREE}
+        row["lost_refusals"] = lost_refusals(labels, name)
     return row | {"categories": _category_rows(labels, name)}
 
 
-def _paired(labels: Labels, name: str, reading: str) -> Paired:
-    before, after = (labels.hits(name, mask, reading) for mask in (NONE, MASK))
+def paired(labels: Labels, name: str, reading: str, mask: str = MASK) -> Paired:
+    """The change of a reading by a mask, on the same prompts of a set."""
+    before, after = (labels.hits(name, one, reading) for one in (NONE, mask))
     found = paired_difference(before, after, labels.clusters(name))
     assert found is not None  # a set has prompts
     return found
 
 
-def _lost_refusals(labels: Labels, name: str) -> dict[str, int]:
+def lost_refusals(labels: Labels, name: str, mask: str = MASK) -> dict[str, int]:
     """What became of the answers that refuse without the mask and not with it."""
-    pairs = zip(labels.labels(name, NONE), labels.labels(name, MASK), strict=True)
+    pairs = zip(labels.labels(name, NONE), labels.labels(name, mask), strict=True)
     after = Counter(three_way(b) for a, b in pairs if a == REFUSE and b != REFUSE)
     return {reading: after[reading] for reading in (COMPLY, OTHER)}
 

@@ -78,9 +78,9 @@ def evaluate(
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
     is_demo = model_file.is_demo(model.path)
-    chosen = _prompts(prompts, is_demo).limited(limit)
-    windows = _windows(model, text) if utility and experts is not None else None
-    made = _judges(model, judges)
+    chosen = prompts_for(prompts, is_demo).limited(limit)
+    windows = windows_for(model, text) if utility and experts is not None else None
+    made = made_judges(model, judges)
     plan = make_plan(model, chosen, experts, settings, controls, draws, control_sets, profile)
     path = None if output is None else Path(output)
     answers = Answers(model, plan, settings, marks_for(chosen, comply, is_demo), path)
@@ -90,13 +90,15 @@ def evaluate(
     return _result(model, plan, settings, answers, [judge.name for judge in made], cost)
 
 
-def _prompts(prompts: Prompts | None, is_demo: bool) -> PromptSet:
+def prompts_for(prompts: Prompts | None, is_demo: bool) -> PromptSet:
+    """``prompts``, or the sets that ship for this model."""
     if prompts is None:
         return PromptSet.bundled("demo") if is_demo else PromptSet.default()
     return as_prompt_set(prompts)
 
 
-def _judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
+def made_judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
+    """Judges by their names. Raises InputError for an unknown one, one that is named twice, or none."""
     if isinstance(judges, str):
         raise InputError(f"judges is the text {judges!r}, expected a list: [{judges!r}]")
     made = [
@@ -112,7 +114,8 @@ def _judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
     return made
 
 
-def _windows(model: Model, text: str | os.PathLike[str] | None) -> list[utility.Window]:
+def windows_for(model: Model, text: str | os.PathLike[str] | None) -> list[utility.Window]:
+    """Windows of the file ``text``, or of the text that ships for this model. Raises InputError."""
     if text is None:
         return utility.default_windows(model)
     windows = utility.text_windows(model, utility.read_text(text))
@@ -167,7 +170,7 @@ def _result(
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=plan.notes + _notes(settings, cost),
+        notes=plan.notes + (utility_notes(settings) if cost else []),
     )
 
 
@@ -201,7 +204,8 @@ def _controls(model: Model, plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(settings: Settings, cost: dict[str, Any] | None) -> list[str]:
-    if cost is None or settings.phase == "both":
+def utility_notes(settings: Settings) -> list[str]:
+    """What a reader of the cost on harmless text must know of the settings."""
+    if settings.phase == "both":
         return []
     return [f"utility: the mask acts on all of the text there, not only on phase {settings.phase!r}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,14 +97,14 @@ def make_plan(
     profile: Profile | None,
 ) -> Plan:
     """Check everything that can be checked before answers are generated. Raises InputError."""
-    _check_prompts(model, prompts, settings.max_new)
+    check_prompts(model, prompts, settings.max_new)
     if experts is None:
         return Plan(prompts, {NONE: []})
-    mask = _checked_mask(model, experts)
-    _check_kinds(kinds)
+    mask = checked_mask(model, experts)
+    check_kinds(kinds)
     _check_control_sets(prompts, control_sets)
     needs_activation = any(kind in BY_ACTIVATION for kind in kinds)
-    activation = _activation(model, prompts, profile) if needs_activation else None
+    activation = regular_activation(model, prompts, profile) if needs_activation else None
     drawn = draw_controls(mask, model.layers, model.n_experts, kinds, draws, settings.seed, activation)
     controls = {
         kind: [f"control-{kind}-{i}" for i in range(1, 1 + len(masks))] for kind, masks in drawn.items()
@@ -118,11 +118,12 @@ def make_plan(
         activation,
         shortfall(drawn, draws),
     )
-    _try_masks(model, plan, settings)
+    try_masks(model, prompts, plan.masks, settings)
     return plan
 
 
-def _check_prompts(model: Model, prompts: PromptSet, max_new: int) -> None:
+def check_prompts(model: Model, prompts: PromptSet, max_new: int) -> None:
+    """Refuse prompts without a set "regular" and those that the context can't hold. Raises InputError."""
     if REGULAR not in prompts.sets:
         found = ", ".join(dict.fromkeys(prompts.sets)) or "nothing"
         raise InputError(
@@ -132,7 +133,8 @@ def _check_prompts(model: Model, prompts: PromptSet, max_new: int) -> None:
     model.check_lengths([model.encode(prompt) for prompt in prompts], prompts, max_new)
 
 
-def _checked_mask(model: Model, experts: ExpertList) -> list[Expert]:
+def checked_mask(model: Model, experts: ExpertList) -> list[Expert]:
+    """The experts of a mask, in the order given. Raises InputError for none, or some that the model lacks."""
     if isinstance(experts, str):
         raise InputError(f"experts is the text {experts!r}, expected a list such as [{experts!r}]")
     mask = [to_expert(expert) for expert in experts]
@@ -143,10 +145,11 @@ def _checked_mask(model: Model, experts: ExpertList) -> list[Expert]:
     return mask
 
 
-def _check_kinds(kinds: Sequence[str]) -> None:
+def check_kinds(kinds: Sequence[str], known: Iterable[str] = KINDS) -> None:
+    """Refuse a kind of control that is not ``known``. Raises InputError."""
     for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"control kind {kind!r}: expected one of {', '.join(KINDS)}")
+        if kind not in known:
+            raise InputError(f"control kind {kind!r}: expected one of {', '.join(known)}")
 
 
 def _check_control_sets(prompts: PromptSet, control_sets: Sequence[str]) -> None:
@@ -156,8 +159,8 @@ def _check_control_sets(prompts: PromptSet, control_sets: Sequence[str]) -> None
             raise InputError(f"controls are to run on set {name!r}, the prompts hold {found}")
 
 
-def _activation(model: Model, prompts: PromptSet, profile: Profile | None) -> npt.NDArray[Any]:
-    """On the regular prompts: as the profile counted it, or counted now."""
+def regular_activation(model: Model, prompts: PromptSet, profile: Profile | None) -> npt.NDArray[Any]:
+    """Activation [L, E] on the regular prompts: as the profile counted it, or counted now. Raises InputError."""
     if profile is None:
         return model.profile(PromptSet(p for p in prompts if p.set == REGULAR)).activation()
     known = profile.meta.get("model.fingerprint", model.fingerprint)
@@ -168,8 +171,8 @@ def _activation(model: Model, prompts: PromptSet, profile: Profile | None) -> np
     return profile.activation(REGULAR if REGULAR in profile.sets else None)
 
 
-def _try_masks(model: Model, plan: Plan, settings: Settings) -> None:
+def try_masks(model: Model, prompts: PromptSet, masks: Mapping[str, ExpertList], settings: Settings) -> None:
     """Let the model refuse masks that it can't have (too many rerouted or forced in a layer) before it answers."""
-    tokens = model.encode(plan.prompts[0]).tokens[:1]
-    masks: list[ExpertList | None] = list(plan.masks.values())
-    model.score([tokens] * len(masks), [0], masks, settings.mode, settings.gain, phase=settings.phase)
+    tokens = model.encode(prompts[0]).tokens[:1]
+    tried: list[ExpertList | None] = list(masks.values())
+    model.score([tokens] * len(tried), [0], tried, settings.mode, settings.gain, phase=settings.phase)

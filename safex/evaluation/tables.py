@@ -31,7 +31,7 @@ def evaluation_tables(evaluation: Evaluation) -> Tables:
         "controls": [row for judge, found in judged for row in _controls(judge, found)],
         "utility": list(_utility(evaluation.utility or {})),
     }
-    return {name: _columns(rows) for name, rows in tables.items() if rows}
+    return {name: columns(rows) for name, rows in tables.items() if rows}
 
 
 def _rates(judge: str, found: Row) -> Iterator[Row]:
@@ -56,7 +56,7 @@ def _by_reading(labels: Row, row: Row) -> Iterator[Row]:
                 "mask": mask,
                 "reading": reading,
                 "n": rates["n"],
-                **_flat(rates[reading]),
+                **flat(rates[reading]),
                 **apart,
             }
 
@@ -70,7 +70,7 @@ def _changes(judge: str, found: Row) -> Iterator[Row]:
                 "judge": judge,
                 "set": row["set"],
                 "reading": reading,
-                **_flat(change["difference"]),
+                **flat(change["difference"]),
                 **counts,
             }
 
@@ -84,17 +84,18 @@ def _controls(judge: str, found: Row) -> Iterator[Row]:
 def _utility(utility: Row) -> Iterator[Row]:
     for name, value in utility.items():
         if isinstance(value, dict):
-            yield {"measure": name, **_flat(value), "n_tokens": utility["n_tokens"]}
+            yield {"measure": name, **flat(value), "n_tokens": utility["n_tokens"]}
 
 
-def _flat(estimate: Row) -> Row:
+def flat(estimate: Row) -> Row:
     """``interval`` as ``low`` and ``high``."""
     low, high = estimate["interval"]
     rest = {key: value for key, value in estimate.items() if key != "interval"}
     return {**rest, "low": low, "high": high}
 
 
-def _columns(rows: Sequence[Row]) -> Table:
+def columns(rows: Sequence[Row]) -> Table:
+    """Rows of one shape as columns."""
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -25,7 +25,7 @@ def write_report(
 ) -> Path:
     """Write one HTML page from result files, in any order; return its path.
 
-    They are profiles, expert sets, probings, evaluations, sweeps and comparisons.
+    They are profiles, expert sets, probings, evaluations, sweeps, redundancy curves and comparisons.
 
     ``png`` names a folder, made where it is missing, for the page's pictures as PNG files of 300 dpi. Files that exist
     are replaced. Raises InputError for a file that is no result file or fits none of the others, DiskError.

@@ -19,6 +19,7 @@ OPTIONS = {  # of the commands, that a parameter of the same name sets
     "probe": ("limit", "folds", "repeats", "control_repeats", "shuffles", "hold_out", "missing", "seed"),
     "compare": _RESAMPLING,
     "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION),
+    "redundancy": ("mode", "gain", "phase", "judge", "max_new", "bootstrap", "seed", *SESSION),
     "sweep": ("mode", "gain", "neighbours", "pairs", "step", "bootstrap", "correction", "seed", *SESSION),
 }
 
@@ -111,6 +112,23 @@ def _sweep_command(source: Source) -> str:
     return _line("sweep", [*words, *_start_words(part(sweep, "starts"))], values, source)
 
 
+def _redundancy_command(source: Source) -> str:
+    found = source.content
+    parameters = part(found, "parameters")
+    sizes = ",".join(map(str, items(found.get("sizes"))[1:]))
+    words = ["MODEL", "--experts", ",".join(map(str, items(found.get("experts")))), "--sizes", sizes]
+    kinds = [str(row.get("kind", "")) for row in rows(found.get("controls"))]
+    words += ["--controls", str(parameters.get("draws", 0))]
+    words += ["--control-kinds", ",".join(kinds)] if kinds else []
+    words += [] if found.get("utility") else ["--no-utility"]
+    values = {
+        **_session(part(found, "model")),
+        **parameters,
+        "judge": _judge_spec(str(parameters.get("judge", ""))),
+    }
+    return _line("redundancy", words, values, source)
+
+
 def _swept(sweep: dict[str, Any]) -> list[str]:
     if swept_all(sweep):
         return ["--all"]
@@ -144,5 +162,6 @@ COMMANDS: dict[str, Callable[[Source], str]] = {
     "probing": _probing_command,
     "evaluation": _evaluation_command,
     "sweep": _sweep_command,
+    "redundancy": _redundancy_command,
     "comparison": _compare_command,
 }

@@ -35,12 +35,20 @@ def _sweep_tables(sweep: dict[str, Any]) -> dict[str, Any]:
     return {"experts" if name == "sweep" else name.removeprefix("sweep_"): t for name, t in tables.items()}
 
 
+def _redundancy_tables(found: dict[str, Any]) -> dict[str, Any]:
+    from safex.redundancy_curve.result import from_json
+    from safex.redundancy_curve.tables import redundancy_tables
+
+    return redundancy_tables(from_json(found))
+
+
 TABLES: dict[str, Callable[[Any], dict[str, Any]]] = {
     PROFILE: profile_tables,
     "expert_set": expert_set_tables,
     "probing": _probing_tables,
     "evaluation": _evaluation_tables,
     "sweep": _sweep_tables,
+    "redundancy": _redundancy_tables,
     "comparison": comparison_tables,
 }
 

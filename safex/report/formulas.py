@@ -77,6 +77,7 @@ KINDS = {
     "frequency": "frequency, drawn by likeness in activation (the nearest half the time, the next a quarter, ...)",
     "active": "active, the most active of all",
     "active-layer": "active-layer, the most active of the same layers",
+    "shuffled": "shuffled, the same experts in random order",
 }
 UTILITY = (
     "Cost on harmless text: perplexity = exp(mean of −log p(token)); KL = Σ p log(p / q) over the vocabulary, p "
@@ -137,29 +138,42 @@ PLANE = (
     "The plane: the first two principal components of a group's features, all prompts standardised together, without "
     "regard to sets."
 )
+REDUNDANCY = (
+    "The first k experts of an order that is fixed beforehand are masked, for each k of a grid from 0 to K. "
+    "Half-point: the smallest k from which on refusal(k) ≤ refusal(0) / 2 up to K, read between the measured "
+    "sizes along u = log2(1 + k) / log2(1 + K). Robustness: the area under refusal(k) / refusal(0) over u, by the "
+    "trapezoidal rule (as R of Schneider et al. 2011 and the deletion score of Petsiuk et al. 2018, here on a "
+    "logarithmic axis): 1 where nothing is lost, near 0 where the first expert takes all. Compliance: its area as "
+    "it is. Intervals: prompts resampled, twins together, the same ones for all sizes and orders (expanded "
+    "percentile, Hesterberg 2015; where all prompts agree, draws from Jeffreys' posterior). p = (1 + control "
+    "orders with an area as low) / (1 + control orders)."
+)
+ORDERS = "The first k of a control order hold as many experts as the first k of the order: {kinds}."
 PAIRS = "The interaction of two experts is effect(both) − effect(first) − effect(second)."
 
 
 def formulas(sources: Sources) -> list[str]:
     """Paragraphs for the kinds of files at hand."""
     used = {str(s.content.parameters.get("method")): None for s in sources.of("expert_set")}
-    probings, evaluations, sweeps = (
-        [source.content for source in sources.of(kind)] for kind in ("probing", "evaluation", "sweep")
-    )
-    without_activation = len(sweeps) + len(probings) == len(sources.files)
+    kinds = ("probing", "evaluation", "sweep", "redundancy")
+    probings, evaluations, sweeps, curves = ([s.content for s in sources.of(kind)] for kind in kinds)
+    without_activation = len(sweeps) + len(probings) + len(curves) == len(sources.files)
     return [
         EXPERT if without_activation else f"{EXPERT} {ACTIVATION}",
         *(METHODS[name] for name in used if name in METHODS),
         *_probing_formulas(probings),
-        *_modes([*evaluations, *sweeps]),
+        *_modes([*evaluations, *sweeps, *curves]),
         *_evaluation_formulas(evaluations),
         *_sweep_formulas(sweeps),
+        *_redundancy_formulas(curves),
     ]
 
 
 def _modes(contents: list[dict[str, Any]]) -> list[str]:
     """What a mask does, of the modes that are used."""
-    masked = [content for content in contents if content.get("mask") or content.get("rows")]
+    masked = [
+        content for content in contents if content.get("mask") or content.get("rows") or content.get("sizes")
+    ]
     used = _named(MODES, (part(content, "parameters").get("mode") for content in masked))
     return [f"A mask acts while the model runs: {'; '.join(used)}."] if used else []
 
@@ -241,3 +255,17 @@ def _sweep_formulas(sweeps: list[dict[str, Any]]) -> list[str]:
     ]
     first = SWEEP.format(correction=listing(corrections), alpha=alphas)
     return [first, *(text for text, holds in conditional if holds)]
+
+
+# --- redundancy curves
+
+
+def _redundancy_formulas(curves: list[dict[str, Any]]) -> list[str]:
+    if not curves:
+        return []
+    kinds = _named(KINDS, (row.get("kind") for found in curves for row in rows(found.get("controls"))))
+    conditional = [
+        (ORDERS.format(kinds="; ".join(kinds)), bool(kinds)),
+        (UTILITY, any(found.get("utility") for found in curves)),
+    ]
+    return [REDUNDANCY, *(text for text, holds in conditional if holds)]

@@ -91,6 +91,17 @@ def _evaluation_facts(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _redundancy_facts(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **part(found, "parameters"),
+        "order of masking": items(found.get("experts")),
+        "control orders": {str(row.get("kind", "")): row.get("n") for row in rows(found.get("controls"))}
+        or None,
+        "responses": found.get("responses"),
+        **part(found, "model"),
+    }
+
+
 def _sweep_facts(sweep: dict[str, Any]) -> dict[str, Any]:
     model = part(sweep, "model")
     return {**part(sweep, "parameters"), **{key: model[key] for key in model if key not in SHAPE}}
@@ -103,6 +114,7 @@ FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "probing": _probing_facts,
     "evaluation": _evaluation_facts,
     "sweep": _sweep_facts,
+    "redundancy": _redundancy_facts,
 }
 
 

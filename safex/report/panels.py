@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -21,7 +21,8 @@ Numbers: TypeAlias = Sequence[float | None]
 class Line:
     """One line of a panel; ``low`` and ``high`` are the ends of its interval at each x.
 
-    ``style`` numbers colour and marker; a ``quiet`` line is thin, grey and dotted (a reference, a null).
+    ``style`` numbers colour and marker; a ``quiet`` line is thin and dotted (a reference, a null), a ``grey`` one has
+    no colour (controls). The interval is drawn as a ``band`` or as bars.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Line:
     style: int = 0
     quiet: bool = False
     legend: bool = True
+    grey: bool = False
+    band: bool = False
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -56,14 +59,23 @@ class Panel:
     lines: list[Line]
     y_range: tuple[float, float] | None = None  # None: from zero to the largest value
     log_x: bool = False
+    x_names: Mapping[float, str] = field(
+        default_factory=dict
+    )  # of the ticks, where x is no number to be read
 
     @property
     def x_ticks(self) -> list[float] | None:
         """Where to write numbers on a logarithmic axis or a short one of whole numbers; None: anywhere."""
+        if self.x_names:
+            return list(self.x_names)
         values = [x for line in self.lines for x in line.x]
         if self.log_x:
             return log_ticks(min(values), max(values))
         return sorted(set(values)) if max(values) - min(values) <= SHORT else None
+
+    def x_name(self, x: float) -> str:
+        """What is written at a tick."""
+        return self.x_names.get(x, f"{x:,g}")
 
     @property
     def is_wide(self) -> bool:

@@ -30,6 +30,7 @@ NICE_LIMIT = 9  # significant digits of numbers in the page
 BAR = 0.34  # height of a bar in rows
 GREY, QUIET_OPACITY = "#7a828e", 0.5
 CLOUD_OPACITY = 0.9
+BAND_ALPHA = 0x30  # of 0xff
 
 Drawn: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any], int]  # traces, axes, names for a legend
 
@@ -78,15 +79,15 @@ def _line_panel(panel: Panel) -> Drawn:
     x_axis = {**_axis(panel.x_title), "type": "log" if panel.log_x else "linear"}
     y_axis = {**_axis(panel.y_title), "rangemode": "tozero"}
     if panel.x_ticks is not None:
-        x_axis |= {"tickvals": panel.x_ticks, "ticktext": [f"{x:,g}" for x in panel.x_ticks]}
+        x_axis |= {"tickvals": panel.x_ticks, "ticktext": [panel.x_name(x) for x in panel.x_ticks]}
     if panel.y_range:
         y_axis["range"] = list(panel.y_range)
-    traces = [_trace(line) for line in panel.lines]
+    traces = [trace for line in panel.lines for trace in (*_band(line), _trace(line, panel))]
     return traces, {"xaxis": x_axis, "yaxis": y_axis}, sum(line.legend for line in panel.lines)
 
 
-def _trace(line: Line) -> dict[str, Any]:
-    colour = style_of(COLOURS, line.style)
+def _trace(line: Line, panel: Panel | None = None) -> dict[str, Any]:
+    colour = line_colour(line)
     name = verbatim(line.name)
     main: dict[str, Any] = {
         "type": "scatter",
@@ -99,9 +100,29 @@ def _trace(line: Line) -> dict[str, Any]:
         "marker": {"symbol": style_of(SYMBOLS, line.style), "size": 5 if len(line.x) <= LONG else 3},
         "hovertemplate": f"{name}<br>%{{x}}: %{{y:.4~g}}<extra></extra>",
     }
-    if line.low is not None and line.high is not None:
+    if panel and panel.x_names:
+        main |= {
+            "hovertext": [panel.x_name(x) for x in line.x],
+            "hovertemplate": f"{name}<br>%{{hovertext}}: %{{y:.4~g}}<extra></extra>",
+        }
+    if line.low is not None and line.high is not None and not line.band:
         main["error_y"] = _bars(line.y, line.low, line.high)
     return main
+
+
+def line_colour(line: Line) -> str:
+    """The colour of a line."""
+    return GREY if line.grey else style_of(COLOURS, line.style)
+
+
+def _band(line: Line) -> list[dict[str, Any]]:
+    """The two edges of a line's interval, the area between them filled; nothing where it isn't drawn so."""
+    if not line.band or line.low is None or line.high is None:
+        return []
+    edge: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": _rounded(line.x), "line": {"width": 0}}
+    edge |= {"showlegend": False, "hoverinfo": "skip"}
+    fill = {"fill": "tonexty", "fillcolor": f"{line_colour(line)}{BAND_ALPHA:02x}"}
+    return [{**edge, "y": _rounded(line.low)}, {**edge, **fill, "y": _rounded(line.high)}]
 
 
 def _dash(line: Line) -> str:

@@ -17,6 +17,7 @@ from .activation import ExpertMap, View
 from .content import Map
 from .panels import LONG, AnyPanel, Dots, Figure, Grid, Line, Panel, Plane, RowPanel
 from .plotly_figures import (
+    BAND_ALPHA,
     BAR,
     CLOUD_OPACITY,
     COLOURS,
@@ -24,6 +25,7 @@ from .plotly_figures import (
     GREY,
     MARK_COLOURS,
     QUIET_OPACITY,
+    line_colour,
     style_of,
 )
 from .sections import Page
@@ -176,7 +178,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log")
     if panel.x_ticks is not None:
-        axes.set_xticks(panel.x_ticks, [f"{x:,g}" for x in panel.x_ticks])
+        axes.set_xticks(panel.x_ticks, [panel.x_name(x) for x in panel.x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
     if panel.y_range:
         axes.set_ylim(*panel.y_range)
@@ -185,7 +187,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 
 def _line(axes: Axes, line: Line) -> None:
-    colour = style_of(COLOURS, line.style)
+    colour = line_colour(line)
     x, y = np.array(line.x), _floats(line.y)
     axes.plot(
         x,
@@ -197,7 +199,10 @@ def _line(axes: Axes, line: Line) -> None:
         markersize=3 if len(x) <= LONG else 1.8,
         label=line.name if line.legend else "_nolegend_",
     )
-    if line.low is not None and line.high is not None:
+    if line.low is not None and line.high is not None and line.band:
+        low, high = _floats(line.low), _floats(line.high)
+        axes.fill_between(x, low, high, color=colour, alpha=BAND_ALPHA / 0xFF, linewidth=0)
+    elif line.low is not None and line.high is not None:
         ends = np.maximum(0, [y - _floats(line.low), _floats(line.high) - y])
         axes.errorbar(x, y, ends, fmt="none", ecolor=colour, elinewidth=0.7, capsize=1.5)
 

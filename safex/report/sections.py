@@ -17,6 +17,7 @@ from .figures import cluster_figure, divergence_figure, set_styles, stability_fi
 from .methods import methods_section, sources_section
 from .panels import Figure
 from .probing_section import probing_sections
+from .redundancy_section import redundancy_section
 from .set_tables import cluster_table, controls_table, group_table
 from .sources import PROFILE, Source, Sources, model_facts
 from .sweep_section import sweep_section
@@ -28,6 +29,9 @@ MAP_CAPTION = (
     "set's activation minus the other's. Symbols mark the groups; click a name in the legend to hide its symbols, "
     "click a cell to keep its numbers below."
 )
+
+
+AUDITS = ("probing", "evaluation", "sweep", "redundancy")  # that say more than how experts are selected
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def build_page(sources: Sources, title: str | None = None) -> Page:
     """Put the page together."""
     models = _models(sources)
     name = next((model[0] for model in models if model[0]), "")
-    what = "Safety audit" if any(map(sources.of, ("probing", "evaluation", "sweep"))) else "Expert routing"
+    what = "Safety audit" if any(map(sources.of, AUDITS)) else "Expert routing"
     sections = [section for build in BUILDERS.values() for section in build(sources)]
     sections += [methods_section(sources), sources_section(sources)]
     return Page(
@@ -201,7 +205,7 @@ def _cluster_prose(clusters: dict[str, Any]) -> list[Block]:
     return [Prose(texts)] if texts else []
 
 
-# --- probings, evaluations and sweeps
+# --- probings, evaluations, sweeps, redundancy curves
 
 
 def _probing_sections(sources: Sources) -> list[Section]:
@@ -223,6 +227,13 @@ def _sweep_sections(sources: Sources) -> list[Section]:
     return [
         sweep_section(source.content, number_, label)
         for source, number_, label in numbered(sources.of("sweep"))
+    ]
+
+
+def _redundancy_sections(sources: Sources) -> list[Section]:
+    return [
+        redundancy_section(source.content, number_, label)
+        for source, number_, label in numbered(sources.of("redundancy"))
     ]
 
 
@@ -253,5 +264,6 @@ BUILDERS: dict[str, Callable[[Sources], list[Section]]] = {
     "probing": _probing_sections,
     "evaluation": _evaluation_sections,
     "sweep": _sweep_sections,
+    "redundancy": _redundancy_sections,
     "comparison": _comparison_sections,
 }

@@ -96,6 +96,13 @@ def _read_sweep(path: Path) -> tuple[dict[str, Any], ExpertSet]:
     return {**sweep, "rows": experts.entries["sweep"]}, experts
 
 
+def _read_redundancy(path: Path) -> tuple[dict[str, Any], ExpertSet]:
+    from safex.redundancy_curve import Redundancy
+
+    found = Redundancy.load(path).to_json()
+    return found, _experts(path, model_facts(found["model"]), {"order": found["experts"]})
+
+
 def _experts(path: Path, model: dict[str, Any], groups: dict[str, Any]) -> ExpertSet:
     """Checked experts of a file that is no expert set; a shape that is none is as good as unknown."""
     shape = {"layers": whole_numbers(model.get("layers")), "n_experts": whole_number(model.get("n_experts"))}
@@ -144,6 +151,13 @@ KINDS = (
         "sweep",
         _has("safex_sweep"),
         _read_sweep,
+        "they stand on one page, but what it measured is not of the experts shown on the map",
+    ),
+    Kind(
+        "redundancy",
+        "redundancy curve",
+        _has("safex_redundancy"),
+        _read_redundancy,
         "they stand on one page, but what it measured is not of the experts shown on the map",
     ),
     Kind("comparison", "comparison", _has("safex_comparison"), _read_comparison),
@@ -227,7 +241,7 @@ def _parse(path: Path) -> Any:
 def _unknown(path: Path, what: str = "is no result file") -> InputError:
     return InputError(
         f"{path}: {what}; expected a {' or '.join(TITLES.values())} made by safex-native "
-        "(profile, identify, probe, eval, sweep, compare)"
+        "(profile, identify, probe, eval, sweep, redundancy, compare)"
     )
 
 
