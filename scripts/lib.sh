@@ -165,6 +165,13 @@ ensure_dev() {
     echo "$key" >"$VENV/dev.stamp"
 }
 
+# --- the manual ---
+
+# Strict: a warning, such as a link that leads nowhere, is an error. mkdocs-material advertises its successor.
+manual() {
+    NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build --quiet --config-file "$ROOT/.mkdocs.yml" "$@"
+}
+
 # --- our own CMake builds ---
 
 # Configures and builds the C++ tests in a folder of their own, then runs them.

@@ -22,6 +22,7 @@ from safex.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {  # page of the manual: file of the repository
+    "index.md": "README.md",
     "demo-models.md": "safex/data/README.md",
     "prompt-sets.md": "safex/data/prompts/README.md",
     "judges.md": "safex/data/judges/README.md",
@@ -29,7 +30,7 @@ ELSEWHERE = {  # page of the manual: file of the repository
     "native-core.md": "native/README.md",
 }
 PAGE_OF = {path: page for page, path in ELSEWHERE.items()}
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s:]+)\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s:]+)\)")
 FORMULA = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
 COLUMNS = "88"  # of the help, so that it doesn't depend on who builds the manual
 

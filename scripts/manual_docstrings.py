@@ -6,6 +6,7 @@ from typing import Any
 
 import griffe
 
+
 class Examples(griffe.Extension):
     """Fences examples that no section of a docstring holds."""
 
