@@ -1,7 +1,7 @@
 """A hook of MkDocs: pages that are written elsewhere, the commands' help, formulas as MathML.
 
-Files of the repository link to each other as they lie there, so that links work in a checkout and on a code host. In the
-manual, a link to a file that is one of its pages becomes a link to the page, any other one becomes the file's name.
+Files of the repository link to each other as they lie there, so that links work in a checkout and on a code host. In
+the manual, a link to a file that is one of its pages becomes a link to the page, any other one the file's name.
 """
 
 from __future__ import annotations

@@ -17,6 +17,13 @@ class Examples(griffe.Extension):
 
 
 def fenced(text: str) -> str:
-    """The docstring with its examples fenced: paragraphs that begin with a prompt."""
-    parts = (f"```pycon\n{part}\n```" if part.startswith(">>> ") else part for part in text.split("\n\n"))
-    return "\n\n".join(parts)
+    """The docstring with its examples, paragraphs that begin with a prompt, as blocks of code."""
+    return "\n\n".join(
+        _example(part, text) if part.startswith(">>> ") else part for part in text.split("\n\n")
+    )
+
+
+def _example(part: str, text: str) -> str:
+    """Behind sections of NumPy's style an example is one too, or it would belong to the last of them."""
+    part = part.replace("  # doctest: +SKIP", "")
+    return f"Examples\n--------\n{part}" if "\n----" in text else f"```pycon\n{part}\n```"

@@ -6,16 +6,21 @@ agree roughly: another processor rounds differently.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_runner import PROGRAM, environment
+from gguf import GGUFReader
+from safetensors import safe_open
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+FORMATS = PAGE.with_name("file-formats.md")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w:])(\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?![\w:])")  # not of 1:27, sha256, 8f3a
 SECONDS = 600  # of one command, on a machine that has much else to do
@@ -68,22 +73,131 @@ def close(shown: str, printed: str) -> bool:
     return abs(a - b) <= max(0.05, 0.25 * abs(a))
 
 
-def test_tutorial(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the commands leave, each of them checked."""
+    place = tmp_path_factory.mktemp("tutorial")
     for step in steps(PAGE.read_text(encoding="utf-8")):
-        name, *words = shlex.split(step.command)
-        assert name == "safex-native", step.command
-        done = subprocess.run(
-            [*PROGRAM, *words],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-        )
-        assert done.returncode == 0, f"{step.command}\n{done.stdout}"
-        lost = missing(step.shown, [line for line in done.stdout.splitlines() if line.strip()])
-        assert lost is None, f"{step.command}\nnot as the page shows it: {lost}\n{done.stdout}"
+        run(step, place)
+    return place
+
+
+def run(step: Step, place: Path) -> None:
+    name, *words = shlex.split(step.command)
+    assert name == "safex-native", step.command
+    done = subprocess.run(
+        [*PROGRAM, *words],
+        cwd=place,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, f"{step.command}\n{done.stdout}"
+    lost = missing(step.shown, [line for line in done.stdout.splitlines() if line.strip()])
+    assert lost is None, f"{step.command}\nnot as the page shows it: {lost}\n{done.stdout}"
+
+
+def test_tutorial(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} >= {"report.html", "masked.gguf", "merged.gguf"}
+    assert not list(folder.glob("*.undo")) and not list(folder.glob("*.journal"))
+
+
+# --- the files it leaves are what docs/file-formats.md says
+
+
+def section(name: str) -> set[str]:
+    """The keys that a section of the page names."""
+    text = FORMATS.read_text(encoding="utf-8").split(f"{{#{name}}}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"`([^`\s]+)`", text))
+
+
+def keys(value: Any) -> set[str]:
+    """All keys of an object and of what it holds, but those of objects whose keys are names (of sets, groups ...)."""
+    if isinstance(value, list):
+        return set().union(*(keys(item) for item in value)) if value else set()
+    if not isinstance(value, dict):
+        return set()
+    inner = set().union(*(keys(item) for item in value.values())) if value else set()
+    return inner | {key for key in value if key not in NAMES and not re.search(r"[^\w.]|^\d", key)}
+
+
+NAMES = {"regular", "jailbreak", "benign", "id", "ctrl", "keyword", "harmful"}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("demo.experts.json", "expert-set"),
+        ("demo.eval.json", "evaluation"),
+        ("demo-planted.eval.json", "evaluation"),
+        ("demo-planted.sweep.json", "sweep"),
+    ],
+)
+def test_keys_of_results_are_listed(folder: Path, file: str, name: str) -> None:
+    value = json.loads((folder / file).read_text())
+    if name == "expert-set":
+        assert set(value) | {"clusters"} == {row.split("`")[1] for row in first_table(name)}
+    else:
+        assert set(value) == {
+            key for row in first_table(name) for key in re.findall(r"`(\w+)`", row.split("|")[1])
+        }
+    model = {*section_of_origin(), *(key.removeprefix("model.") for key in section_of_origin())}
+    shape = {"layers", "n_experts", "top_k"}
+    assert keys(value) - section(name) - model - shape - {"value", "interval"} == set()
+
+
+def first_table(name: str) -> list[str]:
+    text = FORMATS.read_text(encoding="utf-8").split(f"{{#{name}}}\n")[1]
+    return text.split("|---")[1].split("\n\n")[0].splitlines()[1:]
+
+
+def section_of_origin() -> set[str]:
+    text = FORMATS.read_text(encoding="utf-8").split("## What says where data come from")[1].split("\n## ")[0]
+    return set(re.findall(r"`([^`\s]+)`", text))
+
+
+def test_keys_of_the_profile_are_listed(folder: Path) -> None:
+    reader = GGUFReader(folder / "demo.profile.gguf")
+    written = {
+        key.removeprefix("safex.profile.") for key in reader.fields if key.startswith("safex.profile.")
+    }
+    optional = {"absent", "imported", "import.notes"}
+    listed = {key for row in first_table("profile") for key in re.findall(r"`([^`…]+)`", row.split("|")[1])}
+    assert written <= listed | section_of_origin()
+    assert listed - optional <= written
+    tensors = {tensor.name.split(".")[-1] for tensor in reader.tensors}
+    assert {name.removeprefix("PHASE.") for name in section("profile")} >= tensors
+
+
+def test_keys_of_an_edited_model_are_listed(folder: Path) -> None:
+    reader = GGUFReader(folder / "masked.gguf")
+    table = (FORMATS.parent / "shipping.md").read_text(encoding="utf-8").split("## What the file says")[1]
+    listed = set(re.findall(r"`((?:safex)?\.[\w.]+)`", table.split("\n## ")[0]))
+    written = {key for key in reader.fields if key.startswith("safex.")}
+    assert {
+        key for key in written if key not in listed and key.removeprefix("safex.base") not in listed
+    } == set()
+
+
+def test_keys_of_responses_are_listed(folder: Path) -> None:
+    head, first, *_ = (folder / "demo.responses.jsonl").read_text().splitlines()
+    assert set(json.loads(head)) == {"safex_responses", "model", "parameters"}
+    assert set(json.loads(first)) == section("responses") & set(json.loads(first))
+
+
+def test_keys_of_features_are_listed(folder: Path) -> None:
+    with safe_open(folder / "demo.features.safetensors", "numpy") as file:
+        named = {name for name in file.keys() if ":" not in name}  # noqa: SIM118
+        metadata = file.metadata()
+    content = json.loads(metadata["safex"])
+    assert named | set(metadata) | set(content) | set(content["prompts"]) | set(content["roster"]) <= section(
+        "features"
+    )
+
+
+# --- how the page is compared
 
 
 def test_every_block_holds_commands() -> None:
