@@ -167,9 +167,13 @@ ensure_dev() {
 
 # --- the manual ---
 
-# Strict: a warning, such as a link that leads nowhere, is an error. mkdocs-material advertises its successor.
+# Strict: a warning, such as a link that leads nowhere, is an error (with --quiet warnings would not count). Says nothing
+# where all is well; mkdocs-material would advertise its successor.
 manual() {
-    NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build --quiet --config-file "$ROOT/.mkdocs.yml" "$@"
+    local said
+    said="$(NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build --config-file "$ROOT/.mkdocs.yml" "$@" 2>&1)" && return
+    grep -v '^INFO' <<<"$said" >&2
+    return 1
 }
 
 # --- our own CMake builds ---
