@@ -6,6 +6,7 @@ agree roughly: another processor rounds differently.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -126,31 +127,39 @@ def keys(value: Any) -> set[str]:
 NAMES = {"regular", "jailbreak", "benign", "id", "ctrl", "keyword", "harmful"}
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("demo.experts.json", "expert-set"),
-        ("demo.eval.json", "evaluation"),
-        ("demo-planted.eval.json", "evaluation"),
-        ("demo-planted.sweep.json", "sweep"),
-    ],
-)
-def test_keys_of_results_are_listed(folder: Path, file: str, name: str) -> None:
-    value = json.loads((folder / file).read_text())
-    if name == "expert-set":
-        assert set(value) | {"clusters"} == {row.split("`")[1] for row in first_table(name)}
-    else:
-        assert set(value) == {
-            key for row in first_table(name) for key in re.findall(r"`(\w+)`", row.split("|")[1])
-        }
-    model = {*section_of_origin(), *(key.removeprefix("model.") for key in section_of_origin())}
-    shape = {"layers", "n_experts", "top_k"}
-    assert keys(value) - section(name) - model - shape - {"value", "interval"} == set()
+RESULTS = {
+    "demo.experts.json": "expert-set",
+    "demo.eval.json": "evaluation",
+    "demo-planted.eval.json": "evaluation",
+    "demo-planted.sweep.json": "sweep",
+    "demo.probing.json": "probing",
+}
+
+
+@pytest.mark.parametrize("file", RESULTS)
+def test_parts_of_results_are_listed(folder: Path, file: str) -> None:
+    optional = {"clusters"}
+    assert set(json.loads((folder / file).read_text())) | optional == first_column(RESULTS[file]) | optional
+
+
+@pytest.mark.parametrize("file", [file for file in RESULTS if "probing" not in file])
+def test_keys_of_results_are_listed(folder: Path, file: str) -> None:
+    origin = section_of_origin()
+    model = {*origin, *(key.removeprefix("model.") for key in origin), "layers", "n_experts", "top_k"}
+    found = keys(json.loads((folder / file).read_text()))
+    assert found - section(RESULTS[file]) - model - {"value", "interval"} == set()
+
+
+def first_column(name: str) -> set[str]:
+    """The keys in the first column of a section's first table."""
+    return {key for row in first_table(name) for key in re.findall(r"`([^`]+)`", row.split("|")[1])}
 
 
 def first_table(name: str) -> list[str]:
-    text = FORMATS.read_text(encoding="utf-8").split(f"{{#{name}}}\n")[1]
-    return text.split("|---")[1].split("\n\n")[0].splitlines()[1:]
+    """The rows of a section's first table."""
+    lines = FORMATS.read_text(encoding="utf-8").split(f"{{#{name}}}\n")[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 1 :]))
 
 
 def section_of_origin() -> set[str]:
@@ -164,7 +173,7 @@ def test_keys_of_the_profile_are_listed(folder: Path) -> None:
         key.removeprefix("safex.profile.") for key in reader.fields if key.startswith("safex.profile.")
     }
     optional = {"absent", "imported", "import.notes"}
-    listed = {key for row in first_table("profile") for key in re.findall(r"`([^`…]+)`", row.split("|")[1])}
+    listed = {key for key in first_column("profile") if "…" not in key}
     assert written <= listed | section_of_origin()
     assert listed - optional <= written
     tensors = {tensor.name.split(".")[-1] for tensor in reader.tensors}
