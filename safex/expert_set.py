@@ -123,7 +123,7 @@ def parse_experts(text: str) -> list[Expert]:
         raise InputError(f"{path}: has no group {group!r}; its groups are {', '.join(groups) or 'none'}")
     chosen = groups[group] if group else [expert for experts in groups.values() for expert in experts]
     if not chosen:
-        raise InputError(f"{text}: holds no experts: there is nothing to mask")
+        raise InputError(f"{text}: holds no experts: there is nothing to do")
     return list(dict.fromkeys(chosen))
 
 

@@ -329,7 +329,7 @@ def measure(plan: Plan, parts: Sequence[str], stock_options: list[str]) -> Repor
         report["ratios"] += ratios
         report["checks"] += checks
     if "ship" in parts:
-        ratios, checks = bench_ship.measure(plan.rounds)
+        ratios, checks = bench_ship.measure(plan.rounds, build_stock(stock_options).folder)
         report["ratios"] += ratios
         report["checks"] += checks
     return report

@@ -1,4 +1,4 @@
-"""The part of bench.py that measures edits of model files: a mask in place at three sizes, and into a new file.
+"""The part of bench.py that measures edits of model files: a mask in place at three sizes, into a new file, and merges.
 
 The other side of a new file is `cp` of the same file, waited for on the disk as ours is, in turns; both targets are
 removed each time. The models have the shape of Qwen3-30B-A3B with fewer layers.
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_merge
 import bench_model
 import gguf
 import numpy as np
@@ -35,13 +36,13 @@ Row = dict[str, Any]
 
 
 def model(layers: int) -> Path:
-    """The model of that many layers, from the cache: headers of bench_model.py, noise for data."""
-    path = bench_model.cache_dir() / f"ship-{layers}.gguf"
+    """The model of that many layers, from the cache."""
+    path = bench_model.cache_dir() / f"edit-{layers}.gguf"
     return path if path.exists() else write(path, dataclasses.replace(SHAPE, layers=layers))
 
 
 def write(path: Path, shape: bench_model.Shape) -> Path:
-    """As bench_model.write, but its data are one block of noise over and over: what is copied need not compute."""
+    """As bench_model.write, but with the same few blocks of noise over and over: what is copied need not compute."""
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, bench_model.ARCH)
     bench_model.add_metadata(writer, shape, QUANT)
@@ -50,11 +51,12 @@ def write(path: Path, shape: bench_model.Shape) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    noise = np.random.default_rng(0).integers(0, 256, 256 << 20, np.uint8)
+    noise = bench_model.LEVELS[np.random.default_rng(0).integers(0, 256, (1 << 14, 256))]
     for tensor in bench_model.tensors(shape):
-        block, size = gguf.GGML_QUANT_SIZES[bench_model.quant_of(tensor, QUANT).kind]
-        n_bytes = int(np.prod(tensor.shape)) // block * size
-        writer.write_tensor_data(noise[:n_bytes])
+        quant = bench_model.quant_of(tensor, QUANT)
+        block, size = gguf.GGML_QUANT_SIZES[quant.kind]
+        packed = quant.pack(noise, tensor.deviation or 1.0).reshape(-1).view(np.uint8)
+        writer.write_tensor_data(np.resize(packed, int(np.prod(tensor.shape)) // block * size))
     writer.close()
     part.replace(path)
     return path
@@ -153,8 +155,21 @@ def memory(layers: int) -> Row:
     return {"title": title, "value": grown, "limit": 300.0, "unit": "MB", "ok": grown <= 300}
 
 
-def measure(rounds: int) -> tuple[list[Row], list[Row]]:
-    """Ratios and checks, in the form of bench.py."""
+def merges(rounds: int, stock: Path) -> tuple[list[Row], list[Row]]:
+    """The race on the smallest file; memory on the smallest and the largest."""
+    ratios, rows = [], []
+    for layers in (LAYERS[0], LAYERS[-1]):
+        path, chosen = model(layers), experts(layers)
+        lora = bench_merge.adapter(path.with_suffix(".lora.gguf"), chosen, SHAPE.experts)
+        if layers == LAYERS[0]:
+            ratios, rows = bench_merge.race(path, lora, chosen, bench_merge.export_lora(stock), rounds)
+        rows.append(bench_merge.memory(path, lora, chosen))
+        lora.unlink()
+    return ratios, rows
+
+
+def measure(rounds: int, stock: Path) -> tuple[list[Row], list[Row]]:
+    """Ratios and checks, in the form of bench.py. ``stock``: the unpatched build's bin folder."""
     rows = [in_place(layers, 2 * rounds + 1) for layers in LAYERS]
     growth = rows[-1]["value"] / rows[0]["value"]
     rows.append(
@@ -166,4 +181,5 @@ def measure(rounds: int) -> tuple[list[Row], list[Row]]:
             "ok": growth <= MAX_GROWTH,
         }
     )
-    return new_file(LAYERS[-1], rounds), [*rows, memory(LAYERS[-1])]
+    ratios, more = merges(rounds, stock)
+    return [*new_file(LAYERS[-1], rounds), *ratios], [*rows, memory(LAYERS[-1]), *more]

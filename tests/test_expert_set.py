@@ -117,7 +117,7 @@ def test_experts_as_a_command_line_names_them(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("FILE:other", "has no group 'other'; its groups are id, none"),
-        ("FILE:none", "holds no experts: there is nothing to mask"),
+        ("FILE:none", "holds no experts: there is nothing to do"),
         ("nothing.json", "nothing.json: no such file"),
         ("3", "expert '3': expected a pair"),
         ("3:4,3:4", "the list' lists expert 3:4 twice"),

@@ -244,7 +244,7 @@ def test_the_command(tiny_path: TinyPath, tmp_path: Path) -> None:
         (["LORA", "--experts", "0:2", "--base", "b.gguf"], "--base and --tuned go together"),
         (["missing", "--experts", "0:2"], "missing: no such file or directory"),
         (["LORA", "--experts", "0:2", "--imatrix", "none"], "none: no such file"),
-        (["LORA", "--experts", "0:2", "--dry-run"], "either -o OUT for the new file or --dry-run"),
+        (["LORA", "--experts", "0:2", "--dry-run"], "one of -o OUT for a new file, --in-place and --dry-run"),
     ],
 )
 def test_bad_input_is_one_line(tiny_path: TinyPath, tmp_path: Path, options: list[str], part: str) -> None:

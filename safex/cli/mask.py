@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safex.errors import DiskError, InputError
+from safex.errors import InputError
 
+from .edited import in_place, show_files
 from .output import Output, size
 from .parser import MODEL_HELP, finite, input_files, new_file
 from .progress import make_steps
@@ -87,19 +88,10 @@ def _new_file(args: argparse.Namespace, experts: list[Expert]) -> MaskReport:
 
 def _in_place(args: argparse.Namespace, experts: list[Expert]) -> MaskReport:
     from safex.shipping import write_mask
-    from safex.shipping.undo import undo_path
 
-    way_back = f"; run it again to finish, or `safex-native restore {args.model}`"
-    try:
-        return write_mask(args.model, None, experts, mode=args.mode, gain=args.gain or 0.0)
-    except KeyboardInterrupt:
-        cut_short = undo_path(Path(args.model)).exists()
-        raise KeyboardInterrupt(
-            "interrupted" + (way_back if cut_short else "; nothing was changed")
-        ) from None
-    except DiskError as error:
-        cut_short = undo_path(Path(args.model)).exists()
-        raise DiskError(f"{error}{way_back if cut_short else ''}") from error
+    return in_place(
+        args.model, lambda: write_mask(args.model, None, experts, mode=args.mode, gain=args.gain or 0.0)
+    )
 
 
 def show(out: Output, report: MaskReport, model: str) -> None:
@@ -108,12 +100,5 @@ def show(out: Output, report: MaskReport, model: str) -> None:
     out.text(f"{report.provenance.what}: slices written: {how} ({size(report.n_bytes)})")
     if report.error:
         out.text(f"Not exact: relative error of a slice at most {report.error:.2g}")
-    for path in report.paths:
-        out.text(f"File: {path}")
-    if report.undo:
-        out.text(f"Undo: {report.undo} (safex-native restore {model}; delete it to keep the edit for good)")
-    else:
-        out.text(f"Next: safex-native verify {model} {report.paths[0]}")
-    if report.sidecar:
-        out.note(f"note: the file's header has no room: that it was altered is said in {report.sidecar}")
+    show_files(out, report, model)
     out.result(report.to_json())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safex.errors import InputError
 
+from .edited import in_place, show_files
 from .output import Output, size, table
 from .parser import MODEL_HELP, finite, input_files, new_file
 from .progress import make_steps
@@ -15,15 +16,17 @@ from .progress import make_steps
 if TYPE_CHECKING:
     from safex.merging.merging import MergeReport
 
-USAGE = "MODEL [ADAPTER] --experts SPEC (-o OUT | --dry-run) [options]"
+USAGE = "MODEL [ADAPTER] --experts SPEC (-o OUT | --in-place | --dry-run) [options]"
 DESCRIPTION = """\
 Add LoRA adapters to chosen experts, or subtract them, and write the result into a new model file: only these experts'
-slices change, each in its tensor's own type. Says how much of the change is left after quantization. The file says
-in its metadata and its name what was done to which base; `verify` proves it."""
+slices change, each in its tensor's own type, or in the larger one of --promote. Says how much of the change is left
+after quantization. The file says in its metadata and its name what was done to which base; `verify` proves it."""
 EXAMPLE = """\
   safex-native merge model.gguf safe-adapter --experts experts.json:ctrl -o safer.gguf
   safex-native merge model.gguf --adapter safe --scale 1 --adapter toxic --scale -0.5 --experts all --dry-run
-  safex-native merge model-Q4_K.gguf --base base-BF16.gguf --tuned tuned-BF16.gguf --experts 3:17,4:2 -o tuned.gguf"""
+  safex-native merge model-Q4_K.gguf --base base-BF16.gguf --tuned tuned-BF16.gguf --experts 3:17,4:2 -o tuned.gguf
+  safex-native merge model-IQ2_XS.gguf safe-adapter --experts experts.json:ctrl --promote q8_0 -o safer.gguf
+  safex-native merge model.gguf safe-adapter --experts experts.json:ctrl --in-place    (`restore` takes it back)"""
 SHOWN = 40  # slices in the printed table
 
 
@@ -50,11 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", metavar="OUT", help="the new file; parts are named from it where MODEL is split")
     add(
+        "--in-place", action="store_true", help="change MODEL itself; an undo file beside it serves `restore`"
+    )
+    add(
         "--dry-run",
         action="store_true",
         help="say what would change and how much would be left; write nothing",
     )
     add("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix (GGUF), for quantized tensors")
+    add(
+        "--promote",
+        metavar="TYPE",
+        help="write tensors that change and are smaller in this type, such as q8_0 or f16; makes the file larger",
+    )
     add(
         "--min-survival",
         type=finite,
@@ -69,10 +80,14 @@ def run(args: argparse.Namespace) -> int:
     """Check the options, merge, report."""
     out = Output(args)
     adapters = adapters_of(args)
-    if args.dry_run == (args.output is not None):
-        raise InputError("give either -o OUT for the new file or --dry-run (see 'safex-native merge --help')")
+    if [args.dry_run, args.in_place, args.output is not None].count(True) != 1:
+        raise InputError(
+            "give one of -o OUT for a new file, --in-place and --dry-run (see 'safex-native merge --help')"
+        )
     try:
-        report = merge(args, adapters)
+        report = (
+            in_place(args.model, lambda: merge(args, adapters)) if args.in_place else merge(args, adapters)
+        )
     except InputError as error:
         refused = getattr(error, "report", None)
         if refused is not None:
@@ -105,7 +120,9 @@ def merge(args: argparse.Namespace, adapters: list[Any]) -> MergeReport:
 
     inputs = input_files(args.model, None, args.experts, args.imatrix)
     inputs += [str(path) for one in adapters for path in (one if isinstance(one, tuple) else (one,))]
-    target = None if args.dry_run else new_file(args.output, Path("merged.gguf"), args.force, inputs)
+    target = None
+    if args.output is not None:
+        target = new_file(args.output, Path("merged.gguf"), args.force, inputs)
     with make_steps(args.quiet) as steps:
         return run_merge(
             args.model,
@@ -114,8 +131,10 @@ def merge(args: argparse.Namespace, adapters: list[Any]) -> MergeReport:
             args.experts,
             args.scale or 1.0,
             imatrix=args.imatrix,
+            promote=args.promote,
             min_survival=MIN_SURVIVAL if args.min_survival is None else args.min_survival,
             allow_others=args.allow_others,
+            dry_run=args.dry_run,
             force=args.force,
             on_step=steps.running,
         )
@@ -129,7 +148,8 @@ def show(out: Output, report: MergeReport, model: str) -> None:
         for one in rows[:SHOWN]
     ]
     columns = ["layer", "expert", "tensor", "cosine", "norm ratio"]
-    out.text(f"{report.provenance.what}: {size(report.n_bytes)} change")
+    act = "change" if report.paths else "would change"
+    out.text(f"{report.provenance.what}: {size(report.n_bytes)} {act}")
     if body:
         out.text(table(columns, body, right=(0, 1, 3, 4)))
     if len(rows) > SHOWN:
@@ -141,7 +161,11 @@ def show(out: Output, report: MergeReport, model: str) -> None:
     if report.unchanged:
         names = ", ".join(map(str, report.unchanged[:8])) + (" ..." if len(report.unchanged) > 8 else "")
         out.note(f"note: {len(report.unchanged)} of the experts chosen don't change: {names}")
-    for path in report.paths:
-        out.text(f"File: {path}")
-    if report.paths:
-        out.text(f"Next: safex-native verify {model} {report.paths[0]}")
+    if promoted := report.provenance.parameters.get("promoted"):
+        types = ", ".join(sorted(set(promoted.values())))
+        out.text(f"{len(promoted)} tensors in {types}: the model grows by {size(report.growth)}")
+    if report.recoding_error:
+        out.text(
+            f"Their other experts, recoded: relative error of a slice at most {report.recoding_error:.2g}"
+        )
+    show_files(out, report, model)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,25 @@ from safex import model_file
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList
-from safex.merging.deltas import Deltas, Weights
-from safex.merging.expert_tensors import KINDS, NAME, ExpertTensors
+from safex.merging.deltas import Deltas
+from safex.merging.expert_tensors import KINDS, ExpertTensors
 from safex.merging.imatrix import Imatrix
-from safex.merging.opening import open_adapter
+from safex.merging.opening import files_of, open_adapter
 from safex.merging.pair import open_pair
+from safex.merging.rule import Addend, Merged
 from safex.merging.survival import Survival, overall
-from safex.shipping import editing
+from safex.shipping import editing, undo
 from safex.shipping.account import history_of
 from safex.shipping.hashing import sha256
 from safex.shipping.masking import check_targets, to_list
-from safex.shipping.model_files import ModelFiles, Slice, native
-from safex.shipping.provenance import Provenance
+from safex.shipping.model_files import ModelFiles, Slice
+from safex.shipping.promotion import Layout, Promotion, type_of
+from safex.shipping.provenance import PROMOTED, Provenance, sidecar_path
 
 ALL = "all"
 MIN_SURVIVAL = 0.5
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Addend:
-    """Deltas of an adapter, and what they are multiplied by."""
-
-    deltas: Deltas
-    scale: float
-    name: str
 
 
 class SurvivalError(InputError):
@@ -55,48 +49,14 @@ class SurvivalError(InputError):
         self.report = report
 
 
-@dataclass
-class Merged:
-    """The rule that makes a slice; ``survivals`` of those that have a delta, by tensor and expert."""
-
-    addends: Sequence[Addend]
-    imatrix: Imatrix | None = None
-    survivals: dict[tuple[str, int], Survival] = field(default_factory=dict)
-
-    def __call__(self, part: Slice, old: bytes) -> bytes:
-        """The new bytes. Raises InputError where the type can't be encoded."""
-        delta = self._delta(part)
-        if delta is None:
-            return old
-        weights = native.decode(part.type, old).reshape(delta.shape)
-        importance = None if self.imatrix is None else self.imatrix.of(part.tensor, part.expert, part.columns)
-        try:
-            new: bytes = native.encode(part.type, np.ascontiguousarray(weights + delta), importance)
-        except InputError as error:
-            raise InputError(f"{part.tensor}, expert {part.expert}: can't be encoded: {error}") from None
-        effective = native.decode(part.type, new).reshape(delta.shape) - weights
-        self.survivals[part.key] = Survival.of(part, delta, effective)
-        return new
-
-    def _delta(self, part: Slice) -> Weights | None:
-        """The sum over adapters; None where it is zero or there is none."""
-        match = NAME.fullmatch(part.tensor)
-        assert match is not None
-        total: Weights | None = None
-        for addend in self.addends:
-            delta = addend.deltas.delta(part.layer, part.expert, match[2])
-            if delta is not None and addend.scale:
-                scaled = delta * np.float32(addend.scale)
-                total = scaled if total is None else total + scaled
-        return None if total is None or not total.any() else total
-
-
 @dataclass(frozen=True)
 class MergeReport:
     """What ``merge`` did, or would do (``paths`` is empty then).
 
     ``survivals``: a row for each slice with a delta. ``unchanged``: chosen experts that no adapter has a delta for.
-    ``n_bytes`` of the slices that change.
+    ``n_bytes`` of the slices that change, ``growth`` of the model in bytes where tensors take a larger type;
+    ``recoding_error`` is the relative error of their other slices, of the worst one (0 for a dry run). ``undo`` and
+    ``sidecar`` as in a MaskReport.
     """
 
     paths: list[Path]
@@ -104,6 +64,10 @@ class MergeReport:
     survivals: list[Survival]
     unchanged: list[Expert]
     n_bytes: int
+    growth: int = 0
+    recoding_error: float = 0.0
+    undo: Path | None = None
+    sidecar: Path | None = None
 
     @property
     def survival(self) -> Survival | None:
@@ -115,10 +79,14 @@ class MergeReport:
         whole, about = self.survival, self.provenance
         return {
             "files": [str(path) for path in self.paths],
+            "undo": str(self.undo) if self.undo else None,
+            "sidecar": str(self.sidecar) if self.sidecar else None,
             "experts": [str(expert) for expert in about.experts],
             "unchanged": [str(expert) for expert in self.unchanged],
             **about.parameters,
             "bytes": self.n_bytes,
+            "growth": self.growth,
+            "recoding_error": self.recoding_error,
             "survival": whole and {"cosine": whole.cosine, "norm_ratio": whole.norm_ratio},
             "slices": [one.to_json() for one in self.survivals],
             "name": about.name,
@@ -134,17 +102,22 @@ def merge(
     scale: float | Sequence[float] = 1.0,
     *,
     imatrix: PathLike | None = None,
+    promote: str | None = None,
     min_survival: float = MIN_SURVIVAL,
     allow_others: bool = False,
+    dry_run: bool = False,
     force: bool = False,
     on_step: editing.OnStep = editing.no_progress,
 ) -> MergeReport:
-    """Add adapters to chosen experts of ``src`` and write the result to ``dst``; None for a dry run.
+    """Add adapters to chosen experts of ``src`` and write the result to ``dst``, or into ``src`` where that is None.
 
     Parameters
     ----------
     src
-        A GGUF model (the first part of a split one), or ``"demo"`` / ``"demo-planted"``. It is left as it is.
+        A GGUF model (the first part of a split one), or ``"demo"`` / ``"demo-planted"``.
+    dst
+        The new file; ``src`` is left as it is then. None edits ``src`` in place, with an undo file beside it that
+        ``safex.restore`` takes.
     adapter
         A PEFT directory, a LoRA of llama.cpp, a pair (base, tuned) of GGUF models, or a list of these.
     experts
@@ -153,10 +126,19 @@ def merge(
         Factor of each adapter: above 0 adds, below 0 subtracts. One for all, or one for each.
     imatrix
         An importance matrix of llama.cpp (GGUF), which weighs the columns as tensors are quantized.
+    promote
+        A tensor type such as ``"q8_0"``: tensors with a change whose own type is smaller are written in this one. The
+        slices of their other experts are recoded. Into a new file only.
     min_survival
         The least cosine of effective to intended delta, over all slices together, that is written.
     allow_others
         Leave out what an adapter changes besides experts, instead of refusing it.
+    dry_run
+        Say what would change and how much would be left of it; write nothing.
+    force
+        Replace ``dst`` where it exists.
+    on_step
+        Hears of steps: what, done, total.
 
     Raises
     ------
@@ -168,37 +150,105 @@ def merge(
     >>> merge("model.gguf", "safer.gguf", "safe-adapter", "experts.json:ctrl").survival.cosine  # doctest: +SKIP
     0.98
     """
-    files = ModelFiles.open(src)
-    files.require_experts()
-    chosen = _chosen(files, experts)
-    targets = [] if dst is None else editing.target_paths(files, Path(dst))
-    check_targets(files, targets, force)
-    addends = _addends(src, adapter, scale, allow_others)
-    rule = Merged(addends, None if imatrix is None else Imatrix.load(imatrix))
-    parts = _survey(files, chosen, rule, on_step)
-    about = _provenance(files, chosen, addends, imatrix)
-    touched = {(part.layer, part.expert) for part in parts}
-    unchanged = [expert for expert in chosen if tuple(expert) not in touched]
-    survivals = list(rule.survivals.values())
-    report = MergeReport([], about, survivals, unchanged, sum(part.size for part in parts))
-    _check_survival(report, min_survival)
+    chosen = experts if experts == ALL else to_list(experts)
+    job = _Job(src, _terms(adapter, scale), chosen, imatrix, promote, min_survival, allow_others, on_step)
+    if dry_run:
+        return job.prepared().report
     if dst is None:
-        return report
-    done = editing.write_new(editing.Plan(files, parts, rule, about), targets, on_step)
-    return MergeReport(targets, done, survivals, unchanged, report.n_bytes)
+        return job.in_place()
+    return job.new_file(Path(dst), force)
 
 
-def _chosen(files: ModelFiles, experts: ExpertSet | ExpertList | str) -> list[Expert]:
-    """The experts, each once. Raises InputError for those that the model lacks."""
-    if experts == ALL:
-        return sorted({Expert(t.layer, e) for t in files.native.expert_tensors for e in range(t.n_experts)})
-    chosen = to_list(experts)
-    files.native.check_mask([(expert.layer, expert.expert, "zero", 1.0) for expert in chosen])
-    return chosen
+@dataclass(frozen=True)
+class _Prepared:
+    """A plan that may be carried out, and what is said of it."""
+
+    plan: editing.Plan
+    report: MergeReport
 
 
-def _addends(src: PathLike, adapter: Any, scale: Any, allow_others: bool) -> list[Addend]:
-    """Every adapter opened for this model, with its scale. Raises InputError."""
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for."""
+
+    src: PathLike
+    terms: Sequence[tuple[Any, float]]  # adapters with their scales
+    experts: Sequence[Expert] | str
+    imatrix: PathLike | None
+    promote: str | None
+    min_survival: float
+    allow_others: bool
+    on_step: editing.OnStep
+
+    def new_file(self, target: Path, force: bool) -> MergeReport:
+        """Write it."""
+        files = ModelFiles.open(self.src)
+        targets = editing.target_paths(files, target)
+        check_targets(files, targets, force)
+        ready = self.prepared(files)
+        done = editing.write_new(ready.plan, targets, self.on_step)
+        error = ready.plan.promotion.error
+        return replace(ready.report, paths=targets, provenance=done, recoding_error=error)
+
+    def in_place(self) -> MergeReport:
+        """Edit the model. The adapters are named before it is read: an edit that was cut short may have to be taken
+        back first."""
+        if self.promote is not None:
+            raise InputError("a larger type makes the file larger: promote into a new file, not in place")
+        paths = model_file.shards(model_file.resolve(self.src))
+        wanted = self._request()
+        with undo.held(paths) as descriptors:
+            undo.settle(paths[0], descriptors, wanted)
+            ready = self.prepared()
+            done = editing.write_in_place(ready.plan, descriptors)
+        sidecar = sidecar_path(paths[0])
+        return replace(
+            ready.report,
+            paths=paths,
+            provenance=done,
+            undo=undo.undo_path(paths[0]),
+            sidecar=sidecar if sidecar.exists() else None,
+        )
+
+    def prepared(self, files: ModelFiles | None = None) -> _Prepared:
+        """Everything computed once, nothing written. Raises InputError."""
+        files = files or ModelFiles.open(self.src)
+        files.require_experts()
+        chosen = _chosen(files, self.experts)
+        rule = self._rule()
+        parts = _survey(files, chosen, rule, self.on_step)
+        promotion = _promotion(files, parts, rule)
+        about = _provenance(files, chosen, self._parameters(promotion))
+        touched = {(part.layer, part.expert) for part in parts}
+        unchanged = [expert for expert in chosen if tuple(expert) not in touched]
+        n_bytes, growth = sum(part.size for part in parts), _growth(files, promotion)
+        report = MergeReport([], about, list(rule.survivals.values()), unchanged, n_bytes, growth)
+        _check_survival(report, self.min_survival)
+        return _Prepared(editing.Plan(files, parts, rule, about, self._request(), promotion), report)
+
+    def _rule(self) -> Merged:
+        tensors = ExpertTensors.read(self.src)
+        addends = [Addend(_opened(one, tensors, self.allow_others), by) for one, by in self.terms]
+        weighed = None if self.imatrix is None else Imatrix.load(self.imatrix)
+        return Merged(addends, weighed, None if self.promote is None else type_of(self.promote))
+
+    def _request(self) -> dict[str, Any]:
+        experts = [self.experts] if isinstance(self.experts, str) else self.experts
+        return editing.request("merge", experts, self._parameters(Promotion({})))
+
+    def _parameters(self, promotion: Promotion) -> dict[str, Any]:
+        """What the provenance says besides the experts."""
+        weighed = {} if self.imatrix is None else {"imatrix": Path(self.imatrix).name}
+        promoted = {PROMOTED: promotion.names()} if promotion.types else {}
+        return {"adapters": self._adapters, **weighed, **promoted}
+
+    @cached_property
+    def _adapters(self) -> list[dict[str, Any]]:
+        return [{"name": named(one), "scale": by, "files": _digests(files_of(one))} for one, by in self.terms]
+
+
+def _terms(adapter: Any, scale: Any) -> list[tuple[Any, float]]:
+    """Every adapter with its scale. Raises InputError."""
     adapters = adapter if isinstance(adapter, list) else [adapter]
     scales = [float(one) for one in np.atleast_1d(scale)]
     if len(scales) == 1:
@@ -209,17 +259,50 @@ def _addends(src: PathLike, adapter: Any, scale: Any, allow_others: bool) -> lis
         )
     if not all(map(math.isfinite, scales)):
         raise InputError(f"scale is {scales}, expected finite numbers")
-    tensors = ExpertTensors.read(src)
-    return [_addend(one, by, tensors, allow_others) for one, by in zip(adapters, scales, strict=True)]
+    return list(zip(adapters, scales, strict=True))
 
 
-def _addend(adapter: Any, scale: float, tensors: ExpertTensors, allow_others: bool) -> Addend:
+def _opened(adapter: Any, tensors: ExpertTensors, allow_others: bool) -> Deltas:
     if isinstance(adapter, tuple):
         base, tuned = adapter
-        return Addend(
-            open_pair(base, tuned, tensors, allow_others), scale, f"{Path(tuned).name} less {Path(base).name}"
+        return open_pair(base, tuned, tensors, allow_others)
+    return open_adapter(adapter, tensors, allow_others)
+
+
+def named(adapter: Any) -> str:
+    """What an adapter is called in messages and in the merged file.
+
+    >>> named("adapters/safe"), named(("base.gguf", "tuned.gguf"))
+    ('safe', 'tuned.gguf less base.gguf')
+    """
+    if isinstance(adapter, tuple):
+        base, tuned = adapter
+        return f"{Path(tuned).name} less {Path(base).name}"
+    return Path(adapter).name
+
+
+def _chosen(files: ModelFiles, experts: Sequence[Expert] | str) -> list[Expert]:
+    """The experts, each once. Raises InputError for those that the model lacks."""
+    if isinstance(experts, str):
+        return sorted({Expert(t.layer, e) for t in files.native.expert_tensors for e in range(t.n_experts)})
+    files.native.check_mask([(expert.layer, expert.expert, "zero", 1.0) for expert in experts])
+    return list(experts)
+
+
+def _promotion(files: ModelFiles, parts: Sequence[Slice], rule: Merged) -> Promotion:
+    """The tensors that take a larger type. Raises InputError where their rows don't fit it, or there are none."""
+    tensors = [files.find(part.layer, part.tensor.split(".", 2)[2]) for part in parts]
+    types = {tensor.name: rule.type_of(tensor) for tensor in tensors if rule.type_of(tensor) != tensor.type}
+    if rule.least is not None and parts and not types:
+        raise InputError(
+            f"--promote {rule.least.name}: the tensors that change are as large already: leave it out"
         )
-    return Addend(open_adapter(adapter, tensors, allow_others), scale, Path(adapter).name)
+    return Promotion(types)
+
+
+def _growth(files: ModelFiles, promotion: Promotion) -> int:
+    layouts = ((file, Layout.of(file, promotion.types)) for file in files.files)
+    return sum(layout.size - (file.size - file.header.data) for file, layout in layouts if layout.types)
 
 
 def _survey(
@@ -250,39 +333,34 @@ def _check_survival(report: MergeReport, least: float) -> None:
         return
     raise SurvivalError(
         f"only {whole.cosine:.2f} of the delta (cosine) is left after quantization, less than --min-survival "
-        f"{least:g}: take a larger scale or a model of a larger type, or give --imatrix",
+        f"{least:g}: take a larger scale, --imatrix, or a larger type with --promote",
         report,
     )
 
 
-def _provenance(
-    files: ModelFiles, experts: Sequence[Expert], addends: Sequence[Addend], imatrix: PathLike | None
-) -> Provenance:
+def _provenance(files: ModelFiles, experts: Sequence[Expert], parameters: dict[str, Any]) -> Provenance:
     """What the merged file will say, but for the slices."""
     from safex import __version__
 
-    what = described(len(experts), [(addend.name, addend.scale) for addend in addends])
-    adapters = [
-        {"name": addend.name, "scale": addend.scale, "files": _digests(addend.deltas)} for addend in addends
-    ]
-    weighed = {} if imatrix is None else {"imatrix": Path(imatrix).name}
+    what = described(len(experts), [(one["name"], one["scale"]) for one in parameters["adapters"]])
     return Provenance(
         operation="merge",
         what=what,
         statement=f"The safety behaviour of this model was altered: {what}. It is not the base model.",
-        experts=list(experts),
-        parameters={"adapters": adapters, **weighed},
+        experts=experts,
+        parameters=parameters,
         base=editing.base_facts(files),
         tool=f"safex-native {__version__}",
         history=history_of(files),
     )
 
 
-def _digests(deltas: Deltas) -> dict[str, str]:
-    """Of each file that was read: a model's fingerprint, or the SHA-256 of an adapter's."""
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    """Of each file: a model's fingerprint, or the SHA-256 of an adapter's."""
     return {
         path.name: model_file.fingerprint(path) if path.suffix == ".gguf" else sha256(path.read_bytes())
-        for path in deltas.files
+        for path in paths
+        if path.is_file()
     }
 
 

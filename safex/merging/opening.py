@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from safex import model_file
 from safex.errors import InputError
 from safex.gguf_header import NotGgufError
 from safex.merging.deltas import Deltas
@@ -27,11 +29,9 @@ def open_adapter(path: str | os.PathLike[str], model: ExpertTensors, allow_other
     Traceback (most recent call last):
     safex.errors.InputError: missing: no such file or directory; expected a PEFT directory ...
     """
-    place = Path(path)
+    place = _place(path)
     if not place.exists():
         raise InputError(f"{place}: no such file or directory; expected {EXPECTED}")
-    if place.name in (NAME, WEIGHTS):
-        place = place.parent
     if place.is_dir():
         return open_peft(place, model, allow_others)
     try:
@@ -41,3 +41,17 @@ def open_adapter(path: str | os.PathLike[str], model: ExpertTensors, allow_other
     if not is_adapter(weights):
         raise InputError(f"{place}: a model, not an adapter; give the model it was tuned from too, as a pair")
     return open_gguf_adapter(weights, model, allow_others)
+
+
+def files_of(adapter: Any) -> list[Path]:
+    """The files that an adapter consists of, or a pair (base, tuned) of models; whether they are there or not."""
+    if isinstance(adapter, tuple):
+        return [part for path in adapter for part in model_file.shards(model_file.resolve(path))]
+    place = _place(adapter)
+    return [place / NAME, place / WEIGHTS] if place.is_dir() else [place]
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """A PEFT directory may be named by one of its files."""
+    place = Path(path)
+    return place.parent if place.name in (NAME, WEIGHTS) else place

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,9 +56,9 @@ class Difference:
         """Whether tensors and metadata are all the same."""
         return not (self.slices or self.tensors or self.metadata or self.layout)
 
-    def unlabelled(self) -> list[str]:
-        """Differences other than slices of experts and what an edit says of itself, in words."""
-        found = [f"tensor {name} {how}" for name, how in self.tensors.items()]
+    def unlabelled(self, promoted: Container[str] = ()) -> list[str]:
+        """Differences other than slices of experts, these tensors, and what an edit says of itself, in words."""
+        found = [f"tensor {name} {how}" for name, how in self.tensors.items() if name not in promoted]
         found += [f"metadata {key} {how}" for key, how in self.metadata.items() if not is_label(key)]
         return found + self.layout
 

@@ -49,15 +49,17 @@ def unpack(file: Any, entry: Any) -> Value:
     )
 
 
-def rebuilt(file: Any, changes: Mapping[str, Value | None], *, length: int | None = None) -> bytes | None:
-    """The file's header with ``changes`` (None drops a key), padded up to where the data begins.
+def rebuilt(
+    file: Any, changes: Mapping[str, Value | None], infos: bytes, *, length: int | None = None
+) -> bytes | None:
+    """The file's header with ``changes`` (None drops a key) and ``infos``, what describes its tensors, padded up to
+    where the data begins.
 
     With ``length`` exactly that long, or None where it has no room. Else the data moves by a multiple of ``BLOCK``.
     """
     head = file.header
     changes = {RESERVED: None, **changes}
     entries = [raw for raw in _entries(file, changes) if raw]
-    infos: bytes = file.read(head.entries_end, head.end - head.entries_end)
     bare = _HEAD.size + sum(map(len, entries)) + len(infos)
     total = _next_place(bare, head) if length is None else length
     if _aligned(bare, head.alignment) != total:

@@ -185,7 +185,7 @@ def write_mask(
 
 def _in_place(src: str | os.PathLike[str], experts: list[Expert], mode: str, gain: float) -> MaskReport:
     paths = model_file.shards(model_file.resolve(src))
-    wanted = editing.request("mask", map(str, experts), parameters(mode, gain))
+    wanted = editing.request("mask", experts, parameters(mode, gain))
     with undo.held(paths) as descriptors:
         undo.settle(paths[0], descriptors, wanted)
         plan, rule = make_plan(ModelFiles.open(src), experts, mode, gain)
@@ -253,7 +253,8 @@ def make_plan(
     ]
     multiplied = None if mode == "reroute" else Multiplied(gain)
     rule: Callable[[Slice, bytes], bytes] = multiplied or never_selected
-    return editing.Plan(files, parts, rule, provenance(files, experts, mode, gain)), multiplied
+    wanted = editing.request("mask", experts, parameters(mode, gain))
+    return editing.Plan(files, parts, rule, provenance(files, experts, mode, gain), wanted), multiplied
 
 
 def output_roles(files: ModelFiles, layer: int, gain: float) -> list[Any]:

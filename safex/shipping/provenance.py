@@ -3,10 +3,10 @@
 | key | type | what |
 |---|---|---|
 | ``safex.schema_version`` | u32 | 1 |
-| ``safex.operation`` | text | ``mask`` |
+| ``safex.operation`` | text | ``mask`` or ``merge`` |
 | ``safex.statement`` | text | that safety behaviour was altered, in plain words |
 | ``safex.experts`` | texts | ``L:E`` of each expert |
-| ``safex.parameters`` | text | JSON: mode, gain |
+| ``safex.parameters`` | text | JSON: mode, gain; of a merge adapters, imatrix, promoted (types by tensor) |
 | ``safex.base.name``, ``safex.base.file`` | text | what the base calls itself, and the name of its (first) file |
 | ``safex.base.fingerprint`` | text | the model's fingerprint, as in profiles and expert sets |
 | ``safex.base.sha256`` | text | of the whole base file; of a split model one for each file, by commas. Not in place |
@@ -34,6 +34,7 @@ SCHEMA_VERSION = 1
 PREFIX = "safex."
 MARK = "[safety behaviour altered by safex-native: "  # in general.name, then what was done, then "]"
 SHA256_HEX = 64
+PROMOTED = "promoted"  # among the parameters: tensors in another type
 
 _TEXTS = (
     "operation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from safex.errors import InputError, SafexError
 
 from . import header, provenance
 from .account import Account, account_of
-from .differences import Difference, compare
+from .differences import Difference, SliceChange, compare
 from .editing import OnStep, no_progress
 from .hashing import FileHashes, sha256
 from .masking import make_plan
-from .model_files import ModelFiles
+from .model_files import ModelFiles, native
+from .promotion import Promotion, type_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def verify(
         difference = compare(a, b, on_step)
         digests = hashes.result()
     found = provenance.problems(account.name, account.values)
+    promoted: Mapping[str, str] = {}
     if not found:
         found = _base_problems(a, account.values, digests)
-        found += _slice_problems(account.values, difference) + _mask_problems(a, account.values)
-    return Verification(difference, account, found + difference.unlabelled())
+        promoted, wrong = _promoted(a, b, account.values, difference)
+        found += wrong + _slice_problems(account.values, difference) + _mask_problems(a, account.values)
+    return Verification(difference, account, found + difference.unlabelled(promoted))
 
 
 def _base_problems(base: ModelFiles, values: Mapping[str, header.Value], digests: list[str]) -> list[str]:
@@ -81,6 +84,48 @@ def _base_problems(base: ModelFiles, values: Mapping[str, header.Value], digests
             f"it was made from another base (SHA-256 {values['base.sha256']}, not {','.join(digests)})"
         )
     return found
+
+
+def _promoted(
+    a: ModelFiles, b: ModelFiles, values: Mapping[str, header.Value], difference: Difference
+) -> tuple[Mapping[str, str], list[str]]:
+    """The tensors that have the larger type which the file names, and problems with that.
+
+    Their slices that are more than the base's in that type are added to the difference's.
+    """
+    try:
+        wanted = dict(json.loads(str(values["parameters"])).get(provenance.PROMOTED, {}))
+        types = {name: int(type_of(str(kind)).id) for name, kind in wanted.items()}
+    except (SafexError, AttributeError, TypeError, ValueError) as error:
+        return {}, [f"safex.parameters can't be read: {error}"]
+    ours, theirs = ({t.name: t for t in files.native.expert_tensors} for files in (a, b))
+    wrong = [
+        f"tensor {name} is listed as {wanted[name]} but is not"
+        for name, kind in types.items()
+        if not _can_be(ours.get(name), theirs.get(name), kind)
+    ]
+    if not wrong:
+        rule = Promotion(types)
+        for name in types:
+            difference.slices += _changes(a, b, ours[name], theirs[name], rule)
+    return {} if wrong else wanted, wrong
+
+
+def _can_be(ours: Any, theirs: Any, kind: int) -> bool:
+    """Whether the second tensor may be the first one in that type."""
+    if ours is None or theirs is None or theirs.type != kind or ours.type == kind:
+        return False
+    shapes = [(tensor.n_experts, tensor.rows, tensor.columns) for tensor in (ours, theirs)]
+    return shapes[0] == shapes[1] and ours.columns % native.tensor_type(kind).block_size == 0
+
+
+def _changes(a: ModelFiles, b: ModelFiles, ours: Any, theirs: Any, rule: Promotion) -> Iterator[SliceChange]:
+    """Slices of a promoted tensor that are not what recoding makes of the base's."""
+    for expert in range(min(ours.n_experts, theirs.n_experts)):
+        part = a.slice(ours, expert)
+        old, new = a.read(part), b.read(b.slice(theirs, expert))
+        if rule.recoded(part, old) != new:
+            yield SliceChange(ours.layer, expert, ours.name, len(new), sha256(old), sha256(new))
 
 
 def _slice_problems(values: Mapping[str, header.Value], difference: Difference) -> list[str]:
