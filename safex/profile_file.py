@@ -7,8 +7,8 @@ E] and ``.n_tokens`` (I64) [P]; ``set``, ``pair``, ``category`` (I32) [P], indic
 none.
 
 Keys of meta in use: model.fingerprint, model.name, model.architecture, model.quant_types, template_hash,
-prompts_hash, seed, tool_version, upstream_id, session.n_ctx, session.n_ubatch, session.flash_attn,
-session.kv_type, created, absent; of imported traces: imported, import.notes.
+prompts_hash, tool_version, upstream_id, session.n_ctx, session.n_ubatch, session.flash_attn,
+session.kv_type, session.max_new, session.templated, created, absent; of imported traces: imported, import.notes.
 """
 
 from __future__ import annotations

@@ -165,6 +165,17 @@ ensure_dev() {
     echo "$key" >"$VENV/dev.stamp"
 }
 
+# --- the manual ---
+
+# Strict: a warning, such as a link that leads nowhere, is an error (with --quiet warnings would not count). Says nothing
+# where all is well; mkdocs-material would advertise its successor.
+manual() {
+    local said
+    said="$(NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build --config-file "$ROOT/.mkdocs.yml" "$@" 2>&1)" && return
+    grep -v '^INFO' <<<"$said" >&2
+    return 1
+}
+
 # --- our own CMake builds ---
 
 # Configures and builds the C++ tests in a folder of their own, then runs them.

@@ -35,6 +35,7 @@ stage "ruff check" "$PY" -m ruff check
 stage "ruff format" "$PY" -m ruff format --check
 stage "clang-format" format_cpp
 stage "mypy" "$PY" -m mypy
+stage "manual" manual
 stage "C++ tests" native_tests tests
 stage "unpatched llama.cpp, to compare with (once: 3 minutes)" quietly "$PY" native/upstream/upstream.py stock
 say "pytest"

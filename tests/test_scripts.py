@@ -243,6 +243,7 @@ STAGES = [
     ("-m ruff format", "ruff format"),
     ("clang-format --dry-run", "clang-format"),
     ("-m mypy", "mypy"),
+    ("-m mkdocs build", "manual"),
     ("cmake --build", "C++ tests"),
     ("ctest ", "C++ tests"),
     ("upstream.py stock", "unpatched llama.cpp, to compare with (once: 3 minutes)"),
