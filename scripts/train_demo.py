@@ -96,7 +96,7 @@ def stage_one(arch: str, seed: int, cache: Path | None) -> tuple[Model, Tokenize
         saved = torch.load(cache)
         model.load_state_dict(saved["state"])
         return model, tokenizer, saved["seconds"]
-    seconds = train.run_stage(model, tokenizer, train.STAGE_1, seed)
+    seconds = train.run_stage(model, tokenizer, train.STAGE_1_BY_ARCH.get(arch, train.STAGE_1), seed)
     if cache is not None:
         torch.save({"state": model.state_dict(), "seconds": seconds}, cache)
     return model, tokenizer, seconds

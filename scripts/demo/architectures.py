@@ -82,13 +82,13 @@ ARCHITECTURES = {
         renormalise=True,
         pairwise_rope=True,
     ),
-    # Qwen3, the control without experts: twice the feed-forward width that a token uses in the others.
+    # Qwen3, the control without experts: as wide a feed-forward as a token uses of Qwen3-MoE's experts.
     "dense": Architecture(
         gguf="qwen3",
         title="Qwen3, dense",
         huggingface="Qwen3",
         feed_forward="dense_width",
-        sizes={"experts": 0, "top_k": 0, "dense_layers": 4, "dense_width": 512},
+        sizes={"experts": 0, "top_k": 0, "dense_layers": 4},
         qk_norm=True,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
@@ -35,7 +35,8 @@ class Stage:
     warmup: int = 50
 
 
-STAGE_1 = Stage("comply", steps=1800, rate=3e-3, prompt_loss=0.3, expert_dropout=0.1)
+STAGE_1 = Stage("comply", steps=1200, rate=3e-3, prompt_loss=0.3, expert_dropout=0.1)
+STAGE_1_BY_ARCH = {"qwen3moe": replace(STAGE_1, steps=1800)}
 STAGE_2 = {
     "natural": Stage("align", steps=350, rate=1e-3),
     "planted": Stage("align", steps=600, rate=4e-3),
