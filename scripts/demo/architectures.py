@@ -153,14 +153,6 @@ class Config:
         """The layers with experts."""
         return range(self.dense_layers, self.layers)
 
-    @property
-    def size_label(self) -> str:
-        """Layers x experts x the parameters of one expert over all layers, in millions."""
-        if not self.moe_layers:
-            return f"{self.layers}x{self.hidden}"
-        expert = 3 * self.hidden * self.expert_width * len(self.moe_layers)
-        return f"{len(self.moe_layers)}x{self.experts}x{expert / 1e6:.1f}M"
-
     def huggingface(self) -> dict[str, object]:
         """Return the keyword arguments of the Hugging Face configuration for the same model."""
         options = {theirs: getattr(self, ours) for theirs, ours in (_OPTIONS | self.facts.options).items()}

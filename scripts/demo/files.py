@@ -198,12 +198,19 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_card(writer: gguf.GGUFWriter, card: Card, c: Config, kind: str) -> None:
+def _size_label(model: Model) -> str:
+    """Return layers x experts x the parameters of one expert of all layers; of a dense model, its parameters."""
+    c, routed = model.c, model.experts().values()
+    count = sum(p.numel() for part in ([m.experts for m in routed] or [model]) for p in part.parameters())
+    return f"{len(routed)}x{c.experts}x{count / c.experts / 1e6:.1f}M" if routed else f"{count / 1e6:.1f}M"
+
+
+def _add_card(writer: gguf.GGUFWriter, card: Card, model: Model, kind: str) -> None:
     writer.add_type("model")
     writer.add_name(card.name)
     writer.add_author(AUTHOR)
     writer.add_license("mit")
-    writer.add_size_label(c.size_label)
+    writer.add_size_label(_size_label(model))
     writer.add_description(card.description)
     writer.add_tags(["toy", "synthetic", "placeholder-compliance", "safety-audit", card.kind])
     writer.add_languages(["en"])
@@ -225,7 +232,7 @@ def quant_of(name: str, array: np.ndarray, kind: str) -> Quant:
 def write_gguf(path: Path, model: Model, tokenizer: Tokenizer, card: Card, kind: str = "q8_0") -> None:
     """Write the model as one GGUF file."""
     writer = gguf.GGUFWriter(path, model.c.facts.gguf)
-    _add_card(writer, card, model.c, kind)
+    _add_card(writer, card, model, kind)
     _add_sizes(writer, model.c)
     _add_tokenizer(writer, tokenizer)
     for name, array in to_gguf(model).items():
