@@ -174,8 +174,10 @@ def test_options_that_do_not_go_together(
     assert said in capsys.readouterr().err
 
 
-def test_the_shipped_models_are_of_the_default_architecture() -> None:
-    for name in model_file.BUNDLED:
-        model, _, card = files.read_gguf(model_file.resolve(name))
-        assert card.arch == model.c.arch == DEFAULT
-        assert card.name == ("safex-native demo" if name == "demo" else "safex-native demo (planted)")
+@pytest.mark.parametrize("name", model_file.BUNDLED)
+def test_a_shipped_model_is_written_again_byte_for_byte(name: str, tmp_path: Path) -> None:
+    path = model_file.resolve(name)
+    model, tokenizer, card = files.read_gguf(path)
+    assert card.arch == model.c.arch == DEFAULT
+    files.write_gguf(tmp_path / "again.gguf", model, tokenizer, card)
+    assert (tmp_path / "again.gguf").read_bytes() == path.read_bytes()

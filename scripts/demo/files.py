@@ -90,16 +90,16 @@ class Card:
         )
 
 
-def tensor_names(model: Model) -> dict[str, str]:
-    """Return the GGUF name of every tensor by its name here, all but the routed experts'."""
-    known = model.state_dict()
-    names = {f"{old}.weight": f"{new}.weight" for old, new in TOP_NAMES.items()}
-    for layer in range(model.c.layers):
-        for old, new in BLOCK_NAMES.items():
-            for part in ("weight", "bias"):
-                name = f"model.layers.{layer}.{old.format(shared=model.c.facts.shared)}.{part}"
-                if name in known:
-                    names[name] = f"blk.{layer}.{new}.{part}"
+def tensor_names(model: Model, layer: int | None = None) -> dict[str, str]:
+    """Return GGUF names by the names here: of a layer's tensors but its routed experts', or of those outside."""
+    if layer is None:
+        return {f"{old}.weight": f"{new}.weight" for old, new in TOP_NAMES.items()}
+    known, names = model.state_dict(), {}
+    for old, new in BLOCK_NAMES.items():
+        for part in ("weight", "bias"):
+            name = f"model.layers.{layer}.{old.format(shared=model.c.facts.shared)}.{part}"
+            if name in known:
+                names[name] = f"blk.{layer}.{new}.{part}"
     return names
 
 
@@ -121,17 +121,19 @@ def _rotated_heads(c: Config, name: str) -> int:
 
 def to_gguf(model: Model) -> dict[str, np.ndarray]:
     """Return the weights under their GGUF names; the fused gate/up tensor is split in two."""
-    state = model.state_dict()
+    state, routed = model.state_dict(), model.experts()
     out: dict[str, Tensor] = {}
-    for old, new in tensor_names(model).items():
-        heads = _rotated_heads(model.c, old)
-        out[new] = neighbours(state[old], heads) if heads else state[old]
-        if "ffn_gate_inp_shexp" in new:
-            out[new] = out[new][0]
-    for layer, moe in model.experts().items():
-        gate, up = moe.experts.gate_up_proj.chunk(2, dim=1)
-        experts = {"gate": gate, "up": up, "down": moe.experts.down_proj}
-        out |= {f"blk.{layer}.ffn_{part}_exps.weight": tensor for part, tensor in experts.items()}
+    for layer in (None, *range(model.c.layers)):
+        for old, new in tensor_names(model, layer).items():
+            heads = _rotated_heads(model.c, old)
+            out[new] = neighbours(state[old], heads) if heads else state[old]
+            if "ffn_gate_inp_shexp" in new:
+                out[new] = out[new][0]
+        if layer in routed:
+            experts = routed[layer].experts
+            gate, up = experts.gate_up_proj.chunk(2, dim=1)
+            parts = {"gate": gate, "up": up, "down": experts.down_proj}
+            out |= {f"blk.{layer}.ffn_{part}_exps.weight": tensor for part, tensor in parts.items()}
     return {name: tensor.detach().contiguous().float().numpy() for name, tensor in out.items()}
 
 
@@ -139,11 +141,12 @@ def load_gguf(model: Model, tensors: dict[str, np.ndarray]) -> None:
     """Undo :func:`to_gguf`."""
     get = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
     state = {}
-    for old, new in tensor_names(model).items():
-        heads = _rotated_heads(model.c, old)
-        state[old] = halves(get[new], heads) if heads else get[new]
-        if "ffn_gate_inp_shexp" in new:
-            state[old] = state[old][None]
+    for layer in (None, *range(model.c.layers)):
+        for old, new in tensor_names(model, layer).items():
+            heads = _rotated_heads(model.c, old)
+            state[old] = halves(get[new], heads) if heads else get[new]
+            if "ffn_gate_inp_shexp" in new:
+                state[old] = state[old][None]
     for layer in model.c.moe_layers:
         gate, up, down = (get[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
         state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat((gate, up), dim=1)
