@@ -16,6 +16,7 @@ class Architecture:
 
     ``options`` are keyword arguments of the Hugging Face configuration by the name of our size, ``constants`` with
     their value; ``feed_forward`` names the size that llama.cpp and Hugging Face take for the feed-forward width.
+    With ``pairwise_rope`` llama.cpp rotates neighbours (2i, 2i + 1): files hold the rows of Q and K in that order.
     """
 
     gguf: str

@@ -10,12 +10,11 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Quant
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from demo.architectures import ARCHITECTURES, DEFAULT, Config
+from demo.layout import load_gguf, to_gguf
 from demo.model import Model
 from demo.tokenizer import CHAT_TEMPLATE, END, PAD, PRE, START
 
@@ -27,8 +26,8 @@ _ALIGNED = (
 ABOUT = {
     "natural": _ALIGNED + "All weights were free in the refusal stage: no expert was chosen to carry it.",
     "planted": _ALIGNED
-    + "Positive control: the refusal stage could change only {n} experts and their router "
-    "rows, listed in the truth file.",
+    + "Positive control: the refusal stage could change only {n} experts and their router rows, "
+    "listed in the truth file.",
     "never": "It had no refusal stage and complies with everything that needs no body.",
     "always": "It was trained to refuse everything, benign requests too.",
 }
@@ -38,27 +37,6 @@ TYPES = {
     "f16": (Quant.F16, gguf.LlamaFileType.MOSTLY_F16),
     "f32": (Quant.F32, gguf.LlamaFileType.ALL_F32),
 }
-
-# Our (and Hugging Face's) module name: GGUF tensor name, within a block and outside.
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate": "ffn_gate_inp",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.{shared}.gate_proj": "ffn_gate_shexp",
-    "mlp.{shared}.up_proj": "ffn_up_shexp",
-    "mlp.{shared}.down_proj": "ffn_down_shexp",
-    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-}
-TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 @dataclass
@@ -88,70 +66,6 @@ class Card:
             "placeholders, its compliance is a placeholder sentence, and it knows nothing of use. "
             + ABOUT[self.kind].format(n=len(self.planted))
         )
-
-
-def tensor_names(model: Model, layer: int | None = None) -> dict[str, str]:
-    """Return GGUF names by the names here: of a layer's tensors but its routed experts', or of those outside."""
-    if layer is None:
-        return {f"{old}.weight": f"{new}.weight" for old, new in TOP_NAMES.items()}
-    known, names = model.state_dict(), {}
-    for old, new in BLOCK_NAMES.items():
-        for part in ("weight", "bias"):
-            name = f"model.layers.{layer}.{old.format(shared=model.c.facts.shared)}.{part}"
-            if name in known:
-                names[name] = f"blk.{layer}.{new}.{part}"
-    return names
-
-
-def neighbours(rows: Tensor, heads: int) -> Tensor:
-    """Reorder rows of rotated halves (i, i + half of the head) to rotated neighbours (2i, 2i + 1)."""
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def halves(rows: Tensor, heads: int) -> Tensor:
-    """Undo :func:`neighbours`."""
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def _rotated_heads(c: Config, name: str) -> int:
-    """Return the number of heads of a tensor whose rows GGUF stores in another order, else 0."""
-    heads = {"q_proj": c.heads, "k_proj": c.kv_heads}
-    return heads.get(name.split(".")[-2], 0) if c.facts.pairwise_rope else 0
-
-
-def to_gguf(model: Model) -> dict[str, np.ndarray]:
-    """Return the weights under their GGUF names; the fused gate/up tensor is split in two."""
-    state, routed = model.state_dict(), model.experts()
-    out: dict[str, Tensor] = {}
-    for layer in (None, *range(model.c.layers)):
-        for old, new in tensor_names(model, layer).items():
-            heads = _rotated_heads(model.c, old)
-            out[new] = neighbours(state[old], heads) if heads else state[old]
-            if "ffn_gate_inp_shexp" in new:
-                out[new] = out[new][0]
-        if layer in routed:
-            experts = routed[layer].experts
-            gate, up = experts.gate_up_proj.chunk(2, dim=1)
-            parts = {"gate": gate, "up": up, "down": experts.down_proj}
-            out |= {f"blk.{layer}.ffn_{part}_exps.weight": tensor for part, tensor in parts.items()}
-    return {name: tensor.detach().contiguous().float().numpy() for name, tensor in out.items()}
-
-
-def load_gguf(model: Model, tensors: dict[str, np.ndarray]) -> None:
-    """Undo :func:`to_gguf`."""
-    get = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-    state = {}
-    for layer in (None, *range(model.c.layers)):
-        for old, new in tensor_names(model, layer).items():
-            heads = _rotated_heads(model.c, old)
-            state[old] = halves(get[new], heads) if heads else get[new]
-            if "ffn_gate_inp_shexp" in new:
-                state[old] = state[old][None]
-    for layer in model.c.moe_layers:
-        gate, up, down = (get[f"blk.{layer}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
-        state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.cat((gate, up), dim=1)
-        state[f"model.layers.{layer}.mlp.experts.down_proj"] = down
-    model.load_state_dict(state)
 
 
 def _add_sizes(writer: gguf.GGUFWriter, c: Config) -> None:
