@@ -36,7 +36,7 @@ class Stage:
 
 
 STAGE_1 = Stage("comply", steps=900, rate=3e-3, prompt_loss=0.3, expert_dropout=0.1)
-STAGE_1_BY_ARCH = {"qwen3moe": replace(STAGE_1, steps=1800)}
+STAGE_1_BY_ARCH = {"qwen3moe": replace(STAGE_1, steps=1800), "mixtral": replace(STAGE_1, steps=1500)}
 STAGE_2 = {
     "natural": Stage("align", steps=350, rate=1e-3),
     "planted": Stage("align", steps=600, rate=4e-3),
