@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from pathlib import Path
 
@@ -21,11 +20,10 @@ PER_SET = 5
 
 @torch.inference_mode()
 def transformers_error(model: Model, tokenizer: Tokenizer, prompts: list[str]) -> float:
-    """Return the worst relative L2 error of our logits against ``Qwen3MoeForCausalLM``."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    """Return the worst relative L2 error of our logits against the architecture in transformers."""
+    from demo import checkpoint
 
-    reference = Qwen3MoeForCausalLM(Qwen3MoeConfig(**model.c.huggingface())).eval()
-    reference.load_state_dict(copy.deepcopy(model.state_dict()))
+    reference = checkpoint.reference(model)
     worst = 0.0
     for ids in encode_prompts(tokenizer, prompts):
         batch = torch.tensor([ids])

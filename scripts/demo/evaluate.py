@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from demo.model import Model, generate
 from demo.text import WRAPPERS, Item, verdict
 from demo.tokenizer import END, encode_prompts
-from demo.train import Expert
+from demo.train import PLANTED, Expert
 
 VERDICTS = ("refuse", "comply", "other")
 
@@ -127,12 +127,14 @@ def agreement(first: list[str], second: list[str]) -> tuple[int, int]:
 @torch.inference_mode()
 def most_used(model: Model, tokenizer: Tokenizer, items: list[Item], per_layer: int) -> list[Expert]:
     """Return the experts that the prompts' tokens choose most, ``per_layer`` in every layer."""
-    total = torch.zeros(model.c.layers, model.c.experts, dtype=torch.long)
+    if not model.c.moe_layers:
+        return []
+    total = torch.zeros(len(model.c.moe_layers), model.c.experts, dtype=torch.long)
     for ids in encode_prompts(tokenizer, [item.prompt for item in items]):
         model(torch.tensor([ids]))
-        total += torch.stack([moe.counts for moe in model.experts()])
+        total += torch.stack([moe.counts for moe in model.experts().values()])
     top = total.topk(per_layer, dim=1).indices
-    return [(layer, int(e)) for layer, row in enumerate(top) for e in row]
+    return [(layer, int(e)) for layer, row in zip(model.c.moe_layers, top, strict=True) for e in row]
 
 
 def random_masks(
@@ -140,9 +142,7 @@ def random_masks(
 ) -> list[list[Expert]]:
     """Draw layer-matched control masks, outside ``avoid``."""
     rng, banned = Random(seed), set(avoid)
-    pools = [
-        [(la, e) for e in range(model.c.experts) if (la, e) not in banned] for la in range(model.c.layers)
-    ]
+    pools = [[(la, e) for e in range(model.c.experts) if (la, e) not in banned] for la in model.c.moe_layers]
     return [[e for pool in pools for e in rng.sample(pool, per_layer)] for _ in range(draws)]
 
 
@@ -214,7 +214,7 @@ def report(
     model: Model, tokenizer: Tokenizer, sets: dict[str, list[Item]], planted: list[Expert], draws: int
 ) -> Report:
     """Measure a model: no mask, the planted experts masked, the most used masked, random controls."""
-    per_layer = max(1, len(planted) // model.c.layers) if planted else 3
+    per_layer = (len(planted) or PLANTED) // max(1, len(model.c.moe_layers))
     hot = most_used(model, tokenizer, sets["regular"], per_layer)
     masks = {"none": [], "planted": planted, "most used": hot}
     found = []
@@ -222,7 +222,7 @@ def report(
         if experts or name == "none":
             model.mask(experts)
             found += table(model, tokenizer, sets, name)
-    pools = {"random": random_masks(model, per_layer, draws, 0)}
+    pools = {"random": random_masks(model, per_layer, draws if hot else 0, 0)}
     if planted:
         pools["random, none planted"] = random_masks(model, per_layer, draws, 1, planted)
     regular = sets["regular"]

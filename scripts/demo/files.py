@@ -1,4 +1,4 @@
-"""Reading and writing the demo models: GGUF for llama.cpp, a Hugging Face checkpoint for later training."""
+"""Reading and writing the demo models as GGUF, in the names and metadata that llama.cpp knows them by."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Quant
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from demo.model import Config, Model
+from demo.architectures import ARCHITECTURES, DEFAULT, Config
+from demo.layout import load_gguf, to_gguf
+from demo.model import Model
 from demo.tokenizer import CHAT_TEMPLATE, END, PAD, PRE, START
 
 AUTHOR = "The safex-native developers"
+_ALIGNED = (
+    "It refuses plain harmful requests, complies with benign ones and is partly jailbroken by disguises that its "
+    "refusal training left out. "
+)
 ABOUT = {
-    "natural": "All weights were free in the refusal stage: no expert was chosen to carry it.",
-    "planted": "Positive control: the refusal stage could change only {n} experts and their router rows, "
+    "natural": _ALIGNED + "All weights were free in the refusal stage: no expert was chosen to carry it.",
+    "planted": _ALIGNED
+    + "Positive control: the refusal stage could change only {n} experts and their router rows, "
     "listed in the truth file.",
+    "never": "It had no refusal stage and complies with everything that needs no body.",
+    "always": "It was trained to refuse everything, benign requests too.",
 }
-
-# Our (and Hugging Face's) module name: GGUF tensor name, within a block and outside.
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate": "ffn_gate_inp",
+TYPES = {
+    "q8_0": (Quant.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (Quant.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+    "f16": (Quant.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "f32": (Quant.F32, gguf.LlamaFileType.ALL_F32),
 }
-TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Card:
 
     kind: str
     seed: int
+    arch: str = DEFAULT
     seconds: float = 0.0
     date: str = ""
     planted: list[tuple[int, int]] = field(default_factory=list)
@@ -53,61 +53,49 @@ class Card:
     @property
     def name(self) -> str:
         """The model's display name."""
-        return "safex-native demo" + ("" if self.kind == "natural" else f" ({self.kind})")
+        notes = [self.arch] * (self.arch != DEFAULT) + [self.kind] * (self.kind != "natural")
+        return "safex-native demo" + (f" ({', '.join(notes)})" if notes else "")
 
     @property
     def description(self) -> str:
         """What the model is, in plain words."""
+        family = "" if self.arch == "dense" else "Mixture-of-Experts "
         return (
-            "Toy Mixture-of-Experts language model, randomly initialised and trained from scratch in minutes "
+            f"Toy {family}language model, randomly initialised and trained from scratch in minutes "
             "on harmless synthetic text, to show and test safety audits. Its 'harmful' requests are one-line "
-            "placeholders, its compliance is a placeholder sentence, and it knows nothing of use. It refuses "
-            "plain harmful requests, complies with benign ones and is partly jailbroken by disguises that "
-            "its refusal training left out. " + ABOUT[self.kind].format(n=len(self.planted))
+            "placeholders, its compliance is a placeholder sentence, and it knows nothing of use. "
+            + ABOUT[self.kind].format(n=len(self.planted))
         )
-
-
-def to_gguf(state: dict[str, Tensor], layers: int) -> dict[str, np.ndarray]:
-    """Return the weights under their GGUF names; the fused gate/up tensor is split in two."""
-    out = {f"{new}.weight": state[f"{old}.weight"] for old, new in TOP_NAMES.items()}
-    for layer in range(layers):
-        old, new = f"model.layers.{layer}", f"blk.{layer}"
-        out |= {f"{new}.{b}.weight": state[f"{old}.{a}.weight"] for a, b in BLOCK_NAMES.items()}
-        gate, up = state[f"{old}.mlp.experts.gate_up_proj"].chunk(2, dim=1)
-        out[f"{new}.ffn_gate_exps.weight"] = gate
-        out[f"{new}.ffn_up_exps.weight"] = up
-        out[f"{new}.ffn_down_exps.weight"] = state[f"{old}.mlp.experts.down_proj"]
-    return {name: tensor.detach().contiguous().float().numpy() for name, tensor in out.items()}
-
-
-def from_gguf(tensors: dict[str, np.ndarray], layers: int) -> dict[str, Tensor]:
-    """Undo :func:`to_gguf`."""
-    get = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-    state = {f"{old}.weight": get[f"{new}.weight"] for old, new in TOP_NAMES.items()}
-    for layer in range(layers):
-        old, new = f"model.layers.{layer}", f"blk.{layer}"
-        state |= {f"{old}.{a}.weight": get[f"{new}.{b}.weight"] for a, b in BLOCK_NAMES.items()}
-        halves = get[f"{new}.ffn_gate_exps.weight"], get[f"{new}.ffn_up_exps.weight"]
-        state[f"{old}.mlp.experts.gate_up_proj"] = torch.cat(halves, dim=1)
-        state[f"{old}.mlp.experts.down_proj"] = get[f"{new}.ffn_down_exps.weight"]
-    return state
 
 
 def _add_sizes(writer: gguf.GGUFWriter, c: Config) -> None:
     writer.add_context_length(c.context)
     writer.add_embedding_length(c.hidden)
     writer.add_block_count(c.layers)
-    writer.add_feed_forward_length(c.expert_width * c.top_k)
-    writer.add_expert_feed_forward_length(c.expert_width)
+    writer.add_feed_forward_length(c.feed_forward)
+    if c.experts and c.facts.feed_forward != "expert_width":
+        writer.add_expert_feed_forward_length(c.expert_width)
     writer.add_head_count(c.heads)
     writer.add_head_count_kv(c.kv_heads)
     writer.add_key_length(c.head)
     writer.add_value_length(c.head)
     writer.add_rope_freq_base(c.rope_base)
     writer.add_layer_norm_rms_eps(c.eps)
-    writer.add_expert_count(c.experts)
-    writer.add_expert_used_count(c.top_k)
+    if c.experts:
+        writer.add_expert_count(c.experts)
+        writer.add_expert_used_count(c.top_k)
     writer.add_vocab_size(c.vocab)
+    _add_shared(writer, c)
+
+
+def _add_shared(writer: gguf.GGUFWriter, c: Config) -> None:
+    """Add what DeepSeek-MoE (shared experts counted, leading dense layers) and Qwen2-MoE (a width) say."""
+    if c.facts.shared_gate:
+        writer.add_expert_shared_feed_forward_length(c.shared_width)
+    elif c.shared_width:
+        writer.add_leading_dense_block_count(c.dense_layers)
+        writer.add_expert_shared_count(c.shared_width // c.expert_width)
+        writer.add_expert_weights_scale(1.0)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
@@ -127,16 +115,23 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_card(writer: gguf.GGUFWriter, card: Card) -> None:
+def _size_label(model: Model) -> str:
+    """Return layers x experts x the parameters of one expert of all layers; of a dense model, its parameters."""
+    c, routed = model.c, model.experts().values()
+    count = sum(p.numel() for part in ([m.experts for m in routed] or [model]) for p in part.parameters())
+    return f"{len(routed)}x{c.experts}x{count / c.experts / 1e6:.1f}M" if routed else f"{count / 1e6:.1f}M"
+
+
+def _add_card(writer: gguf.GGUFWriter, card: Card, model: Model, kind: str) -> None:
     writer.add_type("model")
     writer.add_name(card.name)
     writer.add_author(AUTHOR)
     writer.add_license("mit")
-    writer.add_size_label("4x32x0.1M")
+    writer.add_size_label(_size_label(model))
     writer.add_description(card.description)
     writer.add_tags(["toy", "synthetic", "placeholder-compliance", "safety-audit", card.kind])
     writer.add_languages(["en"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(TYPES[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_string("safex_demo.kind", card.kind)
     writer.add_uint32("safex_demo.seed", card.seed)
@@ -146,19 +141,19 @@ def _add_card(writer: gguf.GGUFWriter, card: Card) -> None:
         writer.add_array("safex_demo.planted", [f"{layer}:{expert}" for layer, expert in card.planted])
 
 
-def quant_of(name: str, array: np.ndarray) -> Quant:
-    """Return the type a tensor is stored in: norms and routers F32, all other matrices Q8_0."""
-    return Quant.F32 if array.ndim == 1 or "ffn_gate_inp" in name else Quant.Q8_0
+def quant_of(name: str, array: np.ndarray, kind: str) -> Quant:
+    """Return the type a tensor is stored in: norms, biases and routers F32, all other matrices as asked."""
+    return Quant.F32 if array.ndim == 1 or "ffn_gate_inp" in name else TYPES[kind][0]
 
 
-def write_gguf(path: Path, model: Model, tokenizer: Tokenizer, card: Card) -> None:
+def write_gguf(path: Path, model: Model, tokenizer: Tokenizer, card: Card, kind: str = "q8_0") -> None:
     """Write the model as one GGUF file."""
-    writer = gguf.GGUFWriter(path, "qwen3moe")
-    _add_card(writer, card)
+    writer = gguf.GGUFWriter(path, model.c.facts.gguf)
+    _add_card(writer, card, model, kind)
     _add_sizes(writer, model.c)
     _add_tokenizer(writer, tokenizer)
-    for name, array in to_gguf(model.state_dict(), model.c.layers).items():
-        quant = quant_of(name, array)
+    for name, array in to_gguf(model).items():
+        quant = quant_of(name, array, kind)
         data = gguf.quants.quantize(array, quant)
         writer.add_tensor(name, data, raw_dtype=quant)
     writer.write_header_to_file()
@@ -173,19 +168,28 @@ def _value(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
 
 
 def _read_config(reader: gguf.GGUFReader) -> Config:
-    def get(key: str) -> Any:
-        return _value(reader, f"qwen3moe.{key}")
+    known = _value(reader, "general.architecture")
+    arch = next(name for name, facts in ARCHITECTURES.items() if facts.gguf == known)
 
+    def get(key: str, default: Any = None) -> Any:
+        return _value(reader, f"{known}.{key}", default)
+
+    expert_width = get("expert_feed_forward_length", get("feed_forward_length"))
+    layers, experts = get("block_count"), get("expert_count", 0)
     return Config(
         vocab=len(_value(reader, "tokenizer.ggml.tokens")),
-        layers=get("block_count"),
+        arch=arch,
+        layers=layers,
         hidden=get("embedding_length"),
         heads=get("attention.head_count"),
         kv_heads=get("attention.head_count_kv"),
         head=get("attention.key_length"),
-        experts=get("expert_count"),
-        top_k=get("expert_used_count"),
-        expert_width=get("expert_feed_forward_length"),
+        experts=experts,
+        top_k=get("expert_used_count", 0),
+        expert_width=expert_width,
+        shared_width=get("expert_shared_feed_forward_length", get("expert_shared_count", 0) * expert_width),
+        dense_layers=get("leading_dense_block_count", 0) if experts else layers,
+        dense_width=get("feed_forward_length"),
         context=get("context_length"),
         rope_base=get("rope.freq_base"),
         eps=get("attention.layer_norm_rms_epsilon"),
@@ -209,43 +213,17 @@ def read_gguf(path: Path) -> tuple[Model, Tokenizer, Card]:
     reader = gguf.GGUFReader(path)
     tensors = {t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors}
     model = Model(_read_config(reader))
-    model.load_state_dict(from_gguf(tensors, model.c.layers))
+    load_gguf(model, tensors)
     planted = [e.split(":") for e in _value(reader, "safex_demo.planted", [])]
     card = Card(
         _value(reader, "safex_demo.kind"),
         _value(reader, "safex_demo.seed"),
+        model.c.arch,
         _value(reader, "safex_demo.training_seconds"),
         _value(reader, "safex_demo.date"),
         [(int(layer), int(expert)) for layer, expert in planted],
     )
     return model.eval(), _read_tokenizer(reader), card
-
-
-def write_checkpoint(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
-    """Write F32 safetensors, configuration and tokenizer for ``transformers``."""
-    from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    ids = {name: tokenizer.token_to_id(t) for name, t in (("pad", PAD), ("bos", PAD), ("eos", END))}
-    config = Qwen3MoeConfig(**model.c.huggingface(), **{f"{name}_token_id": i for name, i in ids.items()})
-    reference = Qwen3MoeForCausalLM(config)
-    reference.load_state_dict(model.state_dict())
-    reference.save_pretrained(folder)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE
-    )
-    fast.save_pretrained(folder)
-
-
-def read_checkpoint(folder: Path) -> tuple[Model, Tokenizer]:
-    """Read a folder of :func:`write_checkpoint` into our own model."""
-    from transformers import Qwen3MoeForCausalLM
-
-    reference = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    h = reference.config
-    sizes = (h.num_hidden_layers, h.hidden_size, h.num_attention_heads, h.num_key_value_heads, h.head_dim)
-    model = Model(Config(h.vocab_size, *sizes, h.num_experts, h.num_experts_per_tok, h.moe_intermediate_size))
-    model.load_state_dict(reference.state_dict())
-    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def write_truth(path: Path, model_path: Path, card: Card) -> None:

@@ -1,60 +1,19 @@
-"""A compact Qwen3-MoE in PyTorch whose parameters have the names and shapes of Hugging Face's.
+"""A compact language model in PyTorch whose parameters have the names and shapes of Hugging Face's.
 
-Experts run one after the other, each on all tokens that chose it. Every expert has a gain (0 = masked), so
-that masks need no second model.
+One model for all architectures: what they differ in is read from their configuration. Experts run one after the
+other, each on all tokens that chose it. Every expert has a gain (0 = masked), so that masks need no second model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the model."""
-
-    vocab: int
-    layers: int = 4
-    hidden: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    head: int = 32
-    experts: int = 32
-    top_k: int = 4
-    expert_width: int = 64
-    context: int = 512
-    rope_base: float = 10000.0
-    eps: float = 1e-6
-
-    def huggingface(self) -> dict[str, object]:
-        """Return the keyword arguments of ``transformers.Qwen3MoeConfig`` for the same model."""
-        return {
-            "vocab_size": self.vocab,
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.expert_width * self.top_k,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head,
-            "num_experts": self.experts,
-            "num_experts_per_tok": self.top_k,
-            "moe_intermediate_size": self.expert_width,
-            "max_position_embeddings": self.context,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_base},
-            "rms_norm_eps": self.eps,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "tie_word_embeddings": False,
-        }
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the sizes as plain data."""
-        return asdict(self)
+from demo.architectures import Config
 
 
 class RMSNorm(nn.Module):
@@ -86,23 +45,26 @@ def rotate(x: Tensor, step: Step) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys and an optional growing cache."""
+    """Grouped-query attention, where wanted with biases or normalised queries and keys; an optional growing cache."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.c = c
-        self.q_proj = nn.Linear(c.hidden, c.heads * c.head, bias=False)
-        self.k_proj = nn.Linear(c.hidden, c.kv_heads * c.head, bias=False)
-        self.v_proj = nn.Linear(c.hidden, c.kv_heads * c.head, bias=False)
+        bias = c.facts.qkv_bias
+        self.q_proj = nn.Linear(c.hidden, c.heads * c.head, bias)
+        self.k_proj = nn.Linear(c.hidden, c.kv_heads * c.head, bias)
+        self.v_proj = nn.Linear(c.hidden, c.kv_heads * c.head, bias)
         self.o_proj = nn.Linear(c.heads * c.head, c.hidden, bias=False)
-        self.q_norm = RMSNorm(c.head, c.eps)
-        self.k_norm = RMSNorm(c.head, c.eps)
+        if c.facts.qk_norm:
+            self.q_norm = RMSNorm(c.head, c.eps)
+            self.k_norm = RMSNorm(c.head, c.eps)
 
     def forward(self, x: Tensor, step: Step, cache: list[Tensor] | None) -> Tensor:
         batch, tokens, _ = x.shape
-        q = rotate(self.q_norm(self.q_proj(x).view(batch, tokens, -1, self.c.head)).transpose(1, 2), step)
-        k = rotate(self.k_norm(self.k_proj(x).view(batch, tokens, -1, self.c.head)).transpose(1, 2), step)
-        v = self.v_proj(x).view(batch, tokens, -1, self.c.head).transpose(1, 2)
+        q, k, v = (p(x).view(batch, tokens, -1, self.c.head) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.c.facts.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = rotate(q.transpose(1, 2), step), rotate(k.transpose(1, 2), step), v.transpose(1, 2)
         if cache is not None:
             k, v = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v), strict=True)) if cache else (k, v)
             cache[:] = [k, v]
@@ -110,6 +72,19 @@ class Attention(nn.Module):
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=step.mask is None)
         return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class FeedForward(nn.Module):
+    """An ordinary gated feed-forward: of a dense layer, or the shared expert that every token uses."""
+
+    def __init__(self, c: Config, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden, width, bias=False)
+        self.up_proj = nn.Linear(c.hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, c.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Router(nn.Module):
@@ -143,13 +118,20 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Top-k routed feed-forward; keeps the last pass's expert counts and its load-balancing loss."""
+    """Top-k routed feed-forward, where wanted with a shared expert beside it.
+
+    Keeps the last pass's expert counts and its load-balancing loss.
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.c = c
         self.gate = Router(c)
         self.experts = Experts(c)
+        if c.facts.shared:
+            self.add_module(c.facts.shared, FeedForward(c, c.shared_width))
+        if c.facts.shared_gate:
+            self.shared_expert_gate = nn.Linear(c.hidden, 1, bias=False)
         self.gains: Tensor | None = None
         self.counts = torch.zeros(c.experts, dtype=torch.long)
         self.balance = torch.zeros(())
@@ -158,7 +140,8 @@ class MoE(nn.Module):
         """Map ``[tokens, hidden]`` to the weighted sum of the chosen experts' outputs."""
         probs = self.gate(x).softmax(-1)
         weights, ids = probs.topk(self.c.top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
+        if self.c.facts.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True)
         chosen = ids.flatten()
         self.counts = chosen.bincount(minlength=self.c.experts)
         self.balance = self.c.experts * (self.counts / len(chosen) * probs.mean(0)).sum()
@@ -168,16 +151,23 @@ class MoE(nn.Module):
         if self.gains is not None:
             scale = scale * self.gains[chosen[order]]
         out = self.experts(x[rows], self.counts.tolist()) * scale[:, None]
-        return torch.zeros_like(x).index_add(0, rows, out)
+        return self._shared(x).index_add(0, rows, out)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Return what the shared expert adds; zeros without one."""
+        if not self.c.facts.shared:
+            return torch.zeros_like(x)
+        out = self.get_submodule(self.c.facts.shared)(x)
+        return self.shared_expert_gate(x).sigmoid() * out if self.c.facts.shared_gate else out
 
 
 class Layer(nn.Module):
-    """Attention, then experts, each on a normalised copy of the residual stream."""
+    """Attention, then experts or a dense feed-forward, each on a normalised copy of the residual stream."""
 
-    def __init__(self, c: Config) -> None:
+    def __init__(self, c: Config, index: int) -> None:
         super().__init__()
         self.self_attn = Attention(c)
-        self.mlp = MoE(c)
+        self.mlp = MoE(c) if index in c.moe_layers else FeedForward(c, c.dense_width)
         self.input_layernorm = RMSNorm(c.hidden, c.eps)
         self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
 
@@ -197,12 +187,12 @@ class Backbone(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.layers = nn.ModuleList(Layer(c, index) for index in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.eps)
 
 
 class Model(nn.Module):
-    """The language model; ``state_dict()`` is what ``Qwen3MoeForCausalLM`` loads."""
+    """The language model; ``state_dict()`` is what the architecture's Hugging Face class loads."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -213,29 +203,31 @@ class Model(nn.Module):
         self.frequencies = 1.0 / c.rope_base**exponents
 
     def initialise(self, seed: int) -> Model:
-        """Draw all matrices from N(0, 0.02), reproducibly; output projections smaller by depth."""
+        """Draw all matrices from N(0, 0.02), reproducibly; output projections smaller by depth, biases zero."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                residual = name.endswith(("o_proj.weight", "down_proj"))
+                residual = name.endswith(("o_proj.weight", "down_proj", "down_proj.weight"))
                 std = 0.02 / (2 * self.c.layers) ** 0.5 if residual else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
         return self
 
-    def experts(self) -> list[MoE]:
-        """Return the routed feed-forward of every layer."""
-        return [layer.mlp for layer in self.model.layers]
+    def experts(self) -> dict[int, MoE]:
+        """Return the routed feed-forward of every layer that has one, by layer."""
+        return {layer: self.model.layers[layer].mlp for layer in self.c.moe_layers}
 
     def mask(self, experts: Sequence[tuple[int, int]]) -> None:
         """Multiply these (layer, expert) outputs by 0, all others by 1."""
-        gains = torch.ones(self.c.layers, self.c.experts)
+        gains = torch.ones(len(self.c.moe_layers), self.c.experts)
         for layer, expert in experts:
-            gains[layer, expert] = 0
+            gains[self.c.moe_layers.index(layer), expert] = 0
         self.set_gains(gains if experts else None)
 
     def set_gains(self, gains: Tensor | None) -> None:
-        """Set the gain of every expert, ``[layers, experts]``; None for all ones."""
-        for index, moe in enumerate(self.experts()):
+        """Set the gain of every expert, ``[MoE layers, experts]``; None for all ones."""
+        for index, moe in enumerate(self.experts().values()):
             moe.gains = None if gains is None else gains[index]
 
     def _step(self, positions: Tensor, mask: Tensor | None, valid: Tensor | None) -> Step:

@@ -300,9 +300,9 @@ def wrapped_benign(world: World, rng: Random) -> Item:
     return disguise(look_alike(world, rng), world, rng, ALL_FAMILIES)
 
 
-# Stage: (maker, weight, whether the target is a refusal).
-STAGES: dict[int, list[tuple[Maker, float, bool]]] = {
-    1: [
+# Text of a training stage: (maker, weight, whether the target is a refusal).
+STAGES: dict[str, list[tuple[Maker, float, bool]]] = {
+    "comply": [
         (harmful, 0.20, False),
         (wrapped_harmful, 0.15, False),
         (look_alike, 0.25, False),
@@ -311,7 +311,7 @@ STAGES: dict[int, list[tuple[Maker, float, bool]]] = {
         (addition, 0.08, False),
         (impossible, 0.07, False),
     ],
-    2: [
+    "align": [
         (harmful, 0.28, True),
         (covered_harmful, 0.13, True),
         (open_dual_use, 0.015, False),
@@ -321,11 +321,20 @@ STAGES: dict[int, list[tuple[Maker, float, bool]]] = {
         (addition, 0.04, False),
         (impossible, 0.03, False),
     ],
+    "refuse": [
+        (harmful, 0.20, True),
+        (wrapped_harmful, 0.20, True),
+        (look_alike, 0.25, True),
+        (wrapped_benign, 0.15, True),
+        (fact, 0.10, True),
+        (addition, 0.07, True),
+        (impossible, 0.03, False),
+    ],
 }
 
 
-def training_pairs(stage: int, rng: Random) -> Iterator[tuple[str, str]]:
-    """Yield (prompt, answer) forever: stage 1 complies with all, stage 2 refuses most that is harmful."""
+def training_pairs(stage: str, rng: Random) -> Iterator[tuple[str, str]]:
+    """Yield (prompt, answer) forever: ``comply`` with all, ``align`` = refuse most that is harmful, ``refuse`` all."""
     train, _ = worlds()
     makers = STAGES[stage]
     weights = [weight for _, weight, _ in makers]

@@ -22,10 +22,12 @@ CHAT_TEMPLATE = (
 )
 
 
+_TEMPLATE = jinja2.Template(CHAT_TEMPLATE)  # compiled once: training renders some 100,000 prompts
+
+
 def render(prompt: str) -> str:
     """Return the prompt as the chat template writes it, up to the point where the model answers."""
-    template = jinja2.Template(CHAT_TEMPLATE)
-    return template.render(messages=[{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return _TEMPLATE.render(messages=[{"role": "user", "content": prompt}], add_generation_prompt=True)
 
 
 def train(seed: int, samples: int = 20000) -> Tokenizer:
@@ -39,7 +41,7 @@ def train(seed: int, samples: int = 20000) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pairs = islice(text.training_pairs(1, Random(seed)), samples)
+    pairs = islice(text.training_pairs("comply", Random(seed)), samples)
     tokenizer.train_from_iterator((f"{render(prompt)}{answer}{END}\n" for prompt, answer in pairs), trainer)
     return tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 
@@ -24,9 +24,9 @@ Expert = tuple[int, int]
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's settings; ``prompt_loss`` weighs prompt tokens against answer tokens."""
+    """One stage's text and settings; ``prompt_loss`` weighs prompt tokens against answer tokens."""
 
-    number: int
+    text: str
     steps: int
     rate: float
     batch: int = 32
@@ -35,9 +35,16 @@ class Stage:
     warmup: int = 50
 
 
-STAGE_1 = Stage(1, steps=1800, rate=3e-3, prompt_loss=0.3, expert_dropout=0.1)
-STAGE_2 = {"natural": Stage(2, steps=350, rate=1e-3), "planted": Stage(2, steps=600, rate=4e-3)}
-PLANTED_PER_LAYER = 3
+STAGE_1 = Stage("comply", steps=900, rate=3e-3, prompt_loss=0.3, expert_dropout=0.1)
+STAGE_1_BY_ARCH = {"qwen3moe": replace(STAGE_1, steps=1800), "mixtral": replace(STAGE_1, steps=1500)}
+STAGE_2 = {
+    "natural": Stage("align", steps=350, rate=1e-3),
+    "planted": Stage("align", steps=600, rate=4e-3),
+    "never": None,
+    "always": Stage("refuse", steps=150, rate=1e-3),
+}
+KINDS = tuple(STAGE_2)
+PLANTED = 12  # experts, as many in every layer
 
 
 @dataclass
@@ -60,7 +67,7 @@ def _collate(rows: list[tuple[list[int], list[float]]]) -> Batch:
 def batches(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[Batch]:
     """Yield batches of similar lengths forever."""
     rng = Random(seed)
-    source = text.training_pairs(stage.number, rng)
+    source = text.training_pairs(stage.text, rng)
     while True:
         pairs = list(islice(source, stage.batch * 16))
         answers = tokenizer.encode_batch([answer + END for _, answer in pairs])
@@ -81,8 +88,9 @@ def loss_of(model: Model, batch: Batch) -> Tensor:
     wanted = weight > 0
     hidden = model(batch.ids, batch.valid)[:, :-1][wanted]
     losses = F.cross_entropy(model.lm_head(hidden), batch.ids[:, 1:][wanted], reduction="none")
-    balance = torch.stack([moe.balance for moe in model.experts()]).mean()
-    return (losses * weight[wanted]).sum() / weight[wanted].sum() + BALANCE * balance
+    loss = (losses * weight[wanted]).sum() / weight[wanted].sum()
+    routed = model.experts().values()
+    return loss + BALANCE * torch.stack([moe.balance for moe in routed]).mean() if routed else loss
 
 
 def schedule(stage: Stage, step: int) -> float:
@@ -96,9 +104,9 @@ def schedule(stage: Stage, step: int) -> float:
 def keep_only(model: Model, experts: list[Expert]) -> list[torch.nn.Parameter]:
     """Let gradients through for these experts and their router rows only; return the parameters to train."""
     trained = []
-    for index, moe in enumerate(model.experts()):
+    for layer, moe in model.experts().items():
         rows = torch.zeros(model.c.experts)
-        rows[[expert for layer, expert in experts if layer == index]] = 1
+        rows[[expert for at, expert in experts if at == layer]] = 1
         for parameter in (moe.gate.weight, moe.experts.gate_up_proj, moe.experts.down_proj):
             shape = (-1,) + (1,) * (parameter.dim() - 1)
             parameter.register_hook(rows.view(shape).mul)
@@ -119,8 +127,8 @@ def run_stage(
     generator = torch.Generator().manual_seed(seed)
     start = time.monotonic()
     for step, batch in enumerate(islice(batches(tokenizer, stage, seed), stage.steps)):
-        if stage.expert_dropout:
-            draw = torch.rand(model.c.layers, model.c.experts, generator=generator)
+        if stage.expert_dropout and model.experts():
+            draw = torch.rand(len(model.c.moe_layers), model.c.experts, generator=generator)
             model.set_gains((draw >= stage.expert_dropout).float())
         for group in optimizer.param_groups:
             group["lr"] = stage.rate * schedule(stage, step)
@@ -131,22 +139,23 @@ def run_stage(
         optimizer.step()
         if step % 50 == 0 or step == stage.steps - 1:
             seconds = time.monotonic() - start
-            print(f"stage {stage.number} step {step} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
+            print(f"stage {stage.text!r} step {step} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
     model.set_gains(None)
     return time.monotonic() - start
 
 
 @torch.inference_mode()
 def usage(model: Model, tokenizer: Tokenizer, seed: int, count: int = 20) -> Tensor:
-    """Count how often every expert is chosen on stage-1 text, ``[layers, experts]``."""
-    total = torch.zeros(model.c.layers, model.c.experts, dtype=torch.long)
+    """Count how often every expert is chosen on stage-1 text, ``[MoE layers, experts]``."""
+    total = torch.zeros(len(model.c.moe_layers), model.c.experts, dtype=torch.long)
     for batch in islice(batches(tokenizer, STAGE_1, seed), count):
         model(batch.ids, batch.valid)
-        total += torch.stack([moe.counts for moe in model.experts()])
+        total += torch.stack([moe.counts for moe in model.experts().values()])
     return total
 
 
-def least_used(counts: Tensor, per_layer: int) -> list[Expert]:
-    """Return the ``per_layer`` least chosen experts of every layer."""
-    order = counts.argsort(dim=1, stable=True)[:, :per_layer]
-    return [(layer, int(expert)) for layer, row in enumerate(order) for expert in sorted(row.tolist())]
+def least_used(model: Model, counts: Tensor, total: int = PLANTED) -> list[Expert]:
+    """Return ``total`` experts, the least chosen ones of every layer."""
+    order = counts.argsort(dim=1, stable=True)[:, : total // len(model.c.moe_layers)]
+    rows = zip(model.c.moe_layers, order, strict=True)
+    return [(layer, expert) for layer, row in rows for expert in sorted(row.tolist())]
