@@ -25,14 +25,13 @@ from demo import sets
 from reproduction import figures, page, results
 from reproduction.adapters import RANK, SCALES, Repair
 from reproduction.study import Prompts, Scale, Study
-from reproduction.subjects import MOE, TRAINABLE, TYPES, Subject, subjects, train, write
+from reproduction.subjects import MOE, SHIPPED, TRAINABLE, TYPES, Subject, subjects, train, write
 
 import safex
 from safex.result_file import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTOR = 2  # held-out prompts, times those that ship
-FIRST = "qwen3moe"
 
 
 def arguments() -> argparse.Namespace:
@@ -78,6 +77,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.models: Path = args.models or self.folder / "models"
         self.subjects = subjects(args.arch or [*MOE, "dense"], args.seeds)
+        self.first = self.subjects[len(SHIPPED)].arch
         self.prompts = prompts(self.folder)
         self.scale = Scale()
         self.times = self.folder / "times.json"
@@ -111,7 +111,9 @@ class Run:
             "merging": lambda: [
                 row for one in self._natural() if one.arch in TRAINABLE for row in self._merging(one)
             ],
-            "types": lambda: [row for one in self._first() if one.arch == FIRST for row in self._types(one)],
+            "types": lambda: [
+                row for one in self._first() if one.arch == self.first for row in self._types(one)
+            ],
             "redundancy": lambda: [results.redundancy(one, self.study(one)) for one in self._first()],
         }
         found = {}
