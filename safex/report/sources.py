@@ -299,7 +299,7 @@ def _match_warnings(source: Source, experts: ExpertSet, chosen: Sequence[Source]
             f"(fingerprint {str(wanted)[:12]}, not {str(fingerprint(known[0]))[:12]}). Their shapes agree, so "
             f"{FOREIGN[source.kind]}."
         ]
-    prompts = experts.profile.get("prompts_hash")
+    prompts = experts.profile.get("part_of") or experts.profile.get("prompts_hash")
     others = [p.path.name for p in chosen if p.content.meta.get("prompts_hash", prompts) != prompts]
     if prompts and len(others) == len(chosen):
         return [f"{source.path.name} was made from other prompts than {listing(others)}."]
