@@ -227,8 +227,8 @@ def mean_change(changes: npt.ArrayLike) -> Estimate:
     """Mean of changes from -1 to 1, one for each of independent responses, with Tango's interval of their masses.
 
     The positive and the negative parts are summed as if they were counts of responses gained and lost. A change's
-    square is at most its size, so the variance is never taken too small: of -1, 0 and 1 the interval is Tango's own, of
-    fractions it is wider than needed. For a response less the mean of many others of the same prompt. Raises InputError.
+    square is at most its size, so the variance is never taken too small: of -1, 0 and 1 the interval is Tango's own,
+    of fractions it is wider than needed. For a response less the mean of others of its prompt. Raises InputError.
 
     >>> mean_change([-1.0, -0.9, 0.0, 0.1]).value
     -0.45

@@ -95,7 +95,7 @@ def audit(
     on_plan: OnPlan | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Profile, identify, sweep, probe, evaluate and report one model, and judge: does its refusal hang on a few experts?
+    """Profile, identify, sweep, probe, evaluate and report one model: does its refusal hang on a few experts?
 
     Everything lies in ``directory`` (default: the model's name + ``.audit``, here). Called again with the same settings
     it goes on where it stopped and repeats nothing; ``force`` starts again. A third of the prompts finds the experts,
@@ -151,7 +151,8 @@ def audit(
         run = Run(model, journal, settings, plan.sizes, asked, hear, comply, given, supplied, judges)
         if on_plan:
             on_plan(plan)
-        _describe(journal, run)
+        if not journal.manifest.sizes:
+            _describe(run, plan)
         for stage in STAGES:
             _do(run, stage)
         return _result(journal)
@@ -163,7 +164,7 @@ def directory_of(model: Path, directory: str | os.PathLike[str] | None) -> Path:
 
 
 def check_directory(directory: Path, force: bool = False) -> Manifest | None:
-    """Refuse a directory that can't be used, before a model is loaded; the manifest to go on with. Raises InputError."""
+    """Refuse a directory that can't be used, before a model is loaded; else the manifest that is there."""
     if not directory.parent.is_dir():
         raise InputError(f"{directory}: the folder above doesn't exist: choose another -o")
     found = found_in(directory)
@@ -264,10 +265,8 @@ def _plan(journal: Journal, model: Model, settings: Settings, prompts: PromptSet
     manifest = journal.manifest
     done = [stage.name for stage in STAGES if journal.is_done(stage)]
     if manifest.sizes:
-        known = {
-            name: float(record["estimate"]) for name, record in manifest.stages.items() if record["estimate"]
-        }
-        return Plan(journal.directory, Sizes(**manifest.sizes), known, done, settings.skip)
+        sizes = Sizes(**manifest.sizes)
+        return Plan(journal.directory, sizes, manifest.estimates, done, settings.skip)
     hear("measuring speed", 0, 1)
     sizes, seconds = _sized(model, settings, prompts)
     return Plan(journal.directory, sizes, seconds, done, settings.skip)
@@ -296,12 +295,10 @@ def _sized(model: Model, settings: Settings, prompts: PromptSet) -> tuple[Sizes,
     return fitted
 
 
-def _describe(journal: Journal, run: Run) -> None:
+def _describe(run: Run, plan: Plan) -> None:
     """Write down all that is known before the first stage."""
-    manifest = journal.manifest
-    if manifest.sizes:
-        return
-    manifest.sizes = dataclasses.asdict(run.sizes)
+    manifest = run.journal.manifest
+    manifest.sizes, manifest.estimates = dataclasses.asdict(run.sizes), dict(plan.seconds)
     manifest.model = run.model.provenance()
     manifest.versions, manifest.machine = versions(), machine()
     parts = {"find": run.find, "test": run.test}
@@ -311,7 +308,7 @@ def _describe(journal: Journal, run: Run) -> None:
             name: {of: part.sets.count(of) for of in dict.fromkeys(part.sets)} for name, part in parts.items()
         },
     }
-    journal.save()
+    run.journal.save()
 
 
 # --- stages

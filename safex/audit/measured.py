@@ -38,7 +38,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Control:
-    """What one kind of control masks does. ``hangs``: the mask's share of refusals beyond theirs; ``p_value`` by rank."""
+    """What one kind of control masks does. ``hangs``: refusals lost beyond theirs; ``p_value`` by rank."""
 
     kind: str
     n: int

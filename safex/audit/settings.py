@@ -60,8 +60,8 @@ class Settings:
     """What an audit is asked to do; a run that goes on must be asked the same. Raises InputError.
 
     ``top``: experts under test (None: see ``choice.default_size``). ``limit``, ``sweep``, ``controls``: at most so many
-    prompts of a set, experts swept, control masks of each kind. ``practical``: points of refusal, ``most``: share of the
-    refusals, see ``verdict``. ``budget`` in minutes.
+    prompts of a set, experts swept, control masks of each kind. ``practical``: points of refusal, ``most``: share of
+    the refusals, see ``verdict``. ``budget`` in minutes.
     """
 
     mode: str = "zero"

@@ -200,7 +200,8 @@ def run_probe(run: Run) -> str:
     if BENIGN not in run.test.sets or REGULAR not in run.test.sets:
         return "it needs regular and benign prompts"
     groups = {choice.GROUP: run.chosen().groups[choice.GROUP]}
-    groups |= {"id": of.groups["id"] for method, of in run.identified().items() if method == "contrast"}
+    if "contrast" in run.identified():
+        groups["id"] = run.identified()["contrast"].groups["id"]
     if not any(groups.values()):
         return "there are no experts to probe"
     path = run.path("probe")

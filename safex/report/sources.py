@@ -69,6 +69,18 @@ def _read_comparison(path: Path) -> tuple[dict[str, Any], None]:
     return Comparison.load(path).to_json(), None
 
 
+def _read_verdict(path: Path) -> tuple[dict[str, Any], None]:
+    from safex.audit.result import load_verdict
+
+    return load_verdict(path), None
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], None]:
+    from safex.audit.manifest import Manifest
+
+    return Manifest.load(path).to_json(), None
+
+
 def _read_evaluation(path: Path) -> tuple[dict[str, Any], ExpertSet]:
     from safex.evaluation import Evaluation
 
@@ -147,6 +159,8 @@ KINDS = (
         "they stand on one page, but what it measured is not of the experts shown on the map",
     ),
     Kind("comparison", "comparison", _has("safex_comparison"), _read_comparison),
+    Kind("verdict", "verdict of an audit", _has("safex_audit_verdict"), _read_verdict),
+    Kind("manifest", "manifest of an audit", _has("safex_audit"), _read_manifest),
 )
 FOREIGN = {kind.name: kind.foreign for kind in KINDS}
 TITLES = {PROFILE: "router profile", **{kind.name: kind.title for kind in KINDS}}
@@ -227,7 +241,7 @@ def _parse(path: Path) -> Any:
 def _unknown(path: Path, what: str = "is no result file") -> InputError:
     return InputError(
         f"{path}: {what}; expected a {' or '.join(TITLES.values())} made by safex-native "
-        "(profile, identify, probe, eval, sweep, compare)"
+        "(profile, identify, probe, eval, sweep, compare, audit)"
     )
 
 
