@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attribution import Sweep, sweep
+    from .auditing import Audit, audit
     from .comparison import Comparison, compare
     from .errors import DeviceError, DiskError, InputError, SafexError, UnsupportedError
     from .evaluation import Evaluation, evaluate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .token_rows import TokenRows
 
 _HOME = {  # the module that holds a name, and what it is called there if not the same
+    "Audit": "auditing",
     "Comparison": "comparison",
     "DeviceError": "errors",
     "DiskError": "errors",
@@ -47,6 +49,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "Sweep": "attribution",
     "TokenRows": "token_rows",
     "UnsupportedError": "errors",
+    "audit": "auditing",
     "compare": "comparison",
     "diff": "shipping",
     "evaluate": "evaluation",
@@ -62,6 +65,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
 }
 
 __all__ = [
+    "Audit",
     "Comparison",
     "DeviceError",
     "DiskError",
@@ -82,6 +86,7 @@ __all__ = [
     "TokenRows",
     "UnsupportedError",
     "__version__",
+    "audit",
     "compare",
     "diff",
     "evaluate",

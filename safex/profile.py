@@ -221,7 +221,8 @@ class Profile:
         chosen = np.asarray(rows, np.int64)
         columns = {name: [values[row] for row in chosen] for name, values in vars(self._prompts).items()}
         arrays = {
-            name: PhaseArrays(*(array[chosen] for array in phase)) for name, phase in self._arrays.items()
+            name: PhaseArrays(p.counts[chosen], p.gate_sum[chosen], p.prob_sum[chosen], p.n_tokens[chosen])
+            for name, p in self._arrays.items()
         }
         table = PromptTable.build(**columns)
         origin = {"prompts_hash": prompts_hash(table), "part_of": self.meta.get("prompts_hash")}

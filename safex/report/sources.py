@@ -70,13 +70,13 @@ def _read_comparison(path: Path) -> tuple[dict[str, Any], None]:
 
 
 def _read_verdict(path: Path) -> tuple[dict[str, Any], None]:
-    from safex.audit.result import load_verdict
+    from safex.auditing.result import load_verdict
 
     return load_verdict(path), None
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], None]:
-    from safex.audit.manifest import Manifest
+    from safex.auditing.manifest import Manifest
 
     return Manifest.load(path).to_json(), None
 

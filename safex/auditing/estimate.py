@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from safex.audit.settings import KINDS, Settings, Sizes
+from safex.auditing.settings import KINDS, Settings, Sizes
 from safex.experts import Expert
 from safex.model import Model
 from safex.prompts import PromptSet

@@ -6,7 +6,7 @@ says by a fixed rule which experts are tested, ``work`` does each stage, ``manif
 how long it takes, ``measured`` and ``verdict`` say what came out. docs/audit.md gives the reasons.
 """
 
-from safex.audit.auditing import audit
-from safex.audit.result import Audit
+from safex.auditing.auditing import audit
+from safex.auditing.result import Audit
 
 __all__ = ["Audit", "audit"]

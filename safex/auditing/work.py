@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 
 from safex import responses
 from safex.attribution import NoStartsError, Sweep, sweep
-from safex.audit import choice, split
-from safex.audit.manifest import Journal
-from safex.audit.measured import answers_of, measure
-from safex.audit.result import MARK, SCHEMA_VERSION
-from safex.audit.settings import KINDS, Settings, Sizes
-from safex.audit.stages import BY_NAME, MANIFEST
-from safex.audit.verdict import Group, Thresholds, judge
+from safex.auditing import choice, split
+from safex.auditing.manifest import Journal
+from safex.auditing.measured import answers_of, measure
+from safex.auditing.result import MARK, SCHEMA_VERSION
+from safex.auditing.settings import KINDS, Settings, Sizes
+from safex.auditing.stages import BY_NAME, page_files
+from safex.auditing.verdict import Group, Thresholds, judge
 from safex.control_masks import NoRoomError, draw_controls
 from safex.evaluation import Evaluation, Marks, evaluate
 from safex.expert_set import ExpertSet
@@ -117,7 +117,7 @@ def run_profile(run: Run) -> str:
                 prompts[start : start + PIECE],
                 output=part,
                 force=True,
-                progress=lambda done, total, _, start=start: run.hear("profile", start + done, len(prompts)),
+                progress=_counted(run.hear, "profile", start, len(prompts)),
             )
     Profile.merge([Profile.load(part) for part in parts]).save(path)
     for part in parts:
@@ -144,9 +144,7 @@ def run_identify(run: Run) -> str:
             permutations=run.sizes.permutations,
             splits=run.sizes.splits,
             seed=run.settings.seed,
-            progress=lambda what, done, total, method=method: run.hear(
-                f"identify, {method}: {what}", done, total
-            ),
+            progress=_prefixed(run.hear, f"identify, {method}"),
         )
         found.save(run.path("identify", place))
     return ""
@@ -230,7 +228,7 @@ def _dump(run: Run, groups: dict[str, list[Expert]], path: Path) -> None:
         run.test,
         output=path,
         force=True,
-        progress=lambda done, total, _: run.hear("probe: outputs of experts", done, total),
+        progress=_counted(run.hear, "probe: outputs of experts"),
     )
 
 
@@ -305,23 +303,20 @@ def run_verdict(run: Run) -> str:
 
 def run_report(run: Run) -> str:
     """One page of every file there is."""
-    names = BY_NAME["report"].needs
-    paths = [path for name in names for path in run.journal.paths(BY_NAME[name])]
-    write_report(report_files(paths, run.journal.directory), run.path("report"))
+    write_report(page_files(run.journal.directory), run.path("report"))
     return ""
-
-
-def report_files(paths: Sequence[Path], directory: Path) -> list[Path]:
-    """Those of an audit's files that a page is made from, the verdict first."""
-    shown = (".profile.gguf", ".experts.json", ".sweep.json", ".probing.json", ".eval.json")
-    there = [path for path in paths if path.name.endswith(shown) and path.exists()]
-    heads = [directory / name for name in ("verdict.json", MANIFEST)]
-    return [*(path for path in heads if path.exists()), *there]
 
 
 def _prefixed(hear: Progress, stage: str) -> Progress:
     """Progress that names the stage."""
     return lambda what, done, total: hear(f"{stage}: {what}", done, total)
+
+
+def _counted(
+    hear: Progress, what: str, before: int = 0, total: int | None = None
+) -> Callable[[int, int, int], None]:
+    """Progress of prompts, ``before`` of them done in earlier calls."""
+    return lambda done, of_call, _: hear(what, before + done, total or of_call)
 
 
 WORK: dict[str, Callable[[Run], str]] = {

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safex.audit.stages import MANIFEST, STAGES, Stage, all_files
+from safex.auditing.stages import MANIFEST, STAGES, Stage, all_files
 from safex.errors import InputError
 from safex.journal import journal_path
 from safex.profile_arrays import first_difference

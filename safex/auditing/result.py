@@ -24,7 +24,7 @@ class Audit:
 
     @property
     def name(self) -> str:
-        """The verdict: one of those of ``safex.audit.verdict``."""
+        """The verdict: one of those of ``safex.auditing.verdict``."""
         return str(self.verdict["verdict"])
 
     @property

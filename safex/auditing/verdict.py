@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from safex.audit.measured import Control, Measured
+from safex.auditing.measured import Control, Measured
 from safex.rates import Estimate, tango
 
 CONCENTRATED = "concentrated"

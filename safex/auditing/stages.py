@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from safex.errors import InputError
 
 MANIFEST, VERDICT, REPORT = "manifest.json", "verdict.json", "report.html"
+ON_THE_PAGE = (".profile.gguf", ".experts.json", ".sweep.json", ".probing.json", ".eval.json")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def check_skipped(names: Iterable[str]) -> tuple[str, ...]:
     if unknown:
         raise InputError(f"stage {unknown[0]!r} can't be skipped: expected some of {', '.join(CAN_SKIP)}")
     return tuple(name for name in CAN_SKIP if name in asked)
+
+
+def page_files(directory: Path) -> list[str]:
+    """What a report is made from, of an audit's folder: the verdict and the manifest first."""
+    heads = [directory / name for name in (VERDICT, MANIFEST)]
+    results = [path for ending in ON_THE_PAGE for path in sorted(directory.glob(f"*{ending}"))]
+    return [str(path) for path in [*heads, *results] if path.is_file()]
 
 
 def all_files(stem: str, stages: Sequence[Stage] = STAGES) -> list[str]:

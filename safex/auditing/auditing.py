@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from safex import disk, model_file
-from safex.audit import choice, split
-from safex.audit.estimate import Extent, estimate, fit, measure_speeds
-from safex.audit.manifest import (
+from safex.auditing import choice, split
+from safex.auditing.estimate import Extent, estimate, fit, measure_speeds
+from safex.auditing.manifest import (
     IMPOSSIBLE,
     SKIPPED,
     Journal,
@@ -25,10 +25,10 @@ from safex.audit.manifest import (
     machine,
     versions,
 )
-from safex.audit.result import Audit, load_verdict
-from safex.audit.settings import Settings, Sizes
-from safex.audit.stages import STAGES, VERDICT, Stage, check_skipped
-from safex.audit.work import WORK, Progress, Run
+from safex.auditing.result import Audit, load_verdict
+from safex.auditing.settings import Settings, Sizes
+from safex.auditing.stages import STAGES, VERDICT, Stage, check_skipped
+from safex.auditing.work import WORK, Progress, Run
 from safex.errors import InputError
 from safex.evaluation import Marks
 from safex.evaluation.plan import REGULAR
