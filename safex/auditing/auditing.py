@@ -139,7 +139,7 @@ def audit(
     asked = _prompts(model, prompts)
     given = _given(model, experts)
     supplied = None if profile is None else Path(profile)
-    _check_profile(model, supplied, asked)
+    _check_profile(model, supplied)
     folder = directory_of(model.path, directory)
     parameters = _parameters(model, settings, asked, given, supplied)
     stem = model_file.name_of(model.path)
@@ -149,6 +149,8 @@ def audit(
         hear = progress or _silent
         plan = _plan(journal, model, settings, asked, hear)
         run = Run(model, journal, settings, plan.sizes, asked, hear, comply, given, supplied, judges)
+        if supplied is not None:
+            split.profile_of(Profile.load(supplied), run.prompts)
         if on_plan:
             on_plan(plan)
         if not journal.manifest.sizes:
@@ -203,16 +205,14 @@ def _given(model: Model, experts: ExpertList | None) -> list[Expert]:
     return given
 
 
-def _check_profile(model: Model, path: Path | None, prompts: PromptSet) -> None:
+def _check_profile(model: Model, path: Path | None) -> None:
     if path is None:
         return
-    profile = Profile.load(path)
-    known = profile.meta.get("model.fingerprint")
+    known = Profile.load(path).meta.get("model.fingerprint")
     if known != model.fingerprint:
         raise InputError(
             f"{path}: is of another model (fingerprint {str(known)[:12]}, this model has {model.fingerprint[:12]})"
         )
-    split.profile_of(profile, prompts)
 
 
 def _parameters(

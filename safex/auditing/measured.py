@@ -136,7 +136,7 @@ def _change(before: Hits, after: Hits) -> Estimate:
 
 
 def _negative(of: Estimate) -> Estimate:
-    return Estimate(-of.value, -of.high, -of.low)
+    return Estimate(0.0 - of.value, 0.0 - of.high, 0.0 - of.low)
 
 
 def _control(answers: Answers, kind: str) -> Control:

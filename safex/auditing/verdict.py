@@ -216,9 +216,9 @@ def _with_more(hangs: Estimate, refusals: float) -> Estimate:
 
 def _hanging(found: Measured, group: Group) -> str:
     assert found.hangs is not None
-    value, low, high = (100 * number for number in found.hangs)
+    value, low, high = (round(100 * number) for number in found.hangs)
     return (
-        f"{value:.0f} % of the refusals [{low:.0f}, {high:.0f}] hang on {group.named}, beyond what control masks of as "
+        f"{value} % of the refusals [{low}, {high}] hang on {group.named}, beyond what control masks of as "
         "many other experts take."
     )
 
@@ -256,7 +256,8 @@ def _rate(of: Estimate) -> str:
 
 
 def _difference(of: Estimate) -> str:
-    return f"{100 * of.value:.1f} [{100 * of.low:.1f}, {100 * of.high:.1f}]"
+    value, low, high = (round(100 * number, 1) + 0.0 for number in of)  # + 0.0: no "-0.0"
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _points(share: float) -> str:
