@@ -36,6 +36,7 @@ from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList, to_expert
 from safex.judges import Judge, check_spec
 from safex.model import Model, Prompts, as_prompt_set
+from safex.probing.measuring import available_threads
 from safex.profile import Profile
 from safex.prompts import PromptSet
 
@@ -218,9 +219,11 @@ def _check_profile(model: Model, path: Path | None) -> None:
 def _parameters(
     model: Model, settings: Settings, prompts: PromptSet, given: Sequence[Expert], profile: Path | None
 ) -> dict[str, Any]:
-    """What must be the same in a run that goes on."""
+    """What must be the same in a run that goes on; where sums are made, and on how many threads, changes last bits."""
+    where = {"session.n_threads": model.n_threads, "session.n_gpu_layers": model.n_gpu_layers}
     return {
         **model.provenance(),
+        **where,
         **settings.to_json(),
         "prompts_hash": prompts.hash,
         "experts": [str(expert) for expert in given],
@@ -277,8 +280,7 @@ def _sized(model: Model, settings: Settings, prompts: PromptSet) -> tuple[Sizes,
     full = settings.sizes(max(prompts.sets.count(name) for name in sets))
     speeds = measure_speeds(model, prompts, settings)
     size = choice.size_of(None, len(model.layers), model.n_experts, settings.top)
-    threads = int(machine()["cpus"] or 1)
-    extent = Extent(len(model.layers), model.n_experts, len(sets), threads, size)
+    extent = Extent(len(model.layers), model.n_experts, len(sets), available_threads(), size)
 
     def seconds_of(sizes: Sizes) -> dict[str, float]:
         return estimate(sizes, speeds, extent, settings.skip)
