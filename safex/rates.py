@@ -230,8 +230,8 @@ def mean_change(changes: npt.ArrayLike) -> Estimate:
     square is at most its size, so the variance is never taken too small: of -1, 0 and 1 the interval is Tango's own,
     of fractions it is wider than needed. For a response less the mean of others of its prompt. Raises InputError.
 
-    >>> mean_change([-1.0, -0.9, 0.0, 0.1]).value
-    -0.45
+    >>> mean_change([-1.0, -0.5, 0.0, 0.5]).value
+    -0.25
     """
     values = np.asarray(changes, np.float64)
     if values.ndim != 1 or not len(values) or not (np.abs(values) <= 1).all():

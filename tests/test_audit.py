@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -339,8 +340,6 @@ def test_the_same_again_computes_nothing(
 def test_a_changed_file_is_made_again_and_what_was_made_from_it(
     done: Path, demo: safex.Model, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "demo.audit"
     shutil.copytree(done, copy)
     before = content(copy)
@@ -449,6 +448,24 @@ def test_killed_at_several_stages_and_resumed_gives_the_same_numbers(done: Path,
     assert last.code == 0, last.err
     assert last.json["manifest"]["stages"]["evaluate"]["attempts"] == 2
     assert content(folder) == content(done)
+
+
+def test_killed_before_the_first_stage_leaves_nothing_in_the_way(demo: safex.Model, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".lock").touch()
+    (tmp_path / "a" / "manifest.json.tmp").write_text("{")
+    found = audit(demo, tmp_path / "a", limit=8, skip=["identify", "sweep", "probe", "report"])
+    assert found.name == UNMEASURED
+
+
+def test_force_leaves_no_piece_of_the_audit_before(done: Path, demo: safex.Model, tmp_path: Path) -> None:
+    skip = ["identify", "sweep", "probe", "evaluate", "report"]
+    folder = tmp_path / "a"
+    audit(demo, folder, limit=8, skip=skip)
+    shutil.copy(folder / "demo.profile.gguf", folder / "demo.profile.gguf.0")  # as if killed between pieces
+    found = audit(demo, folder, limit=12, skip=skip, force=True)
+    assert len(safex.Profile.load(folder / "demo.profile.gguf").sets) == 36 and found.name == UNTESTED
+    assert not list(folder.glob("*.0"))
 
 
 def test_ctrl_c_says_what_was_saved(tmp_path: Path) -> None:

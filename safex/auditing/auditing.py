@@ -15,6 +15,7 @@ from safex.auditing import choice, split
 from safex.auditing.estimate import Extent, estimate, fit, measure_speeds
 from safex.auditing.manifest import (
     IMPOSSIBLE,
+    LOCK,
     SKIPPED,
     Journal,
     Manifest,
@@ -39,8 +40,6 @@ from safex.model import Model, Prompts, as_prompt_set
 from safex.probing.measuring import available_threads
 from safex.profile import Profile
 from safex.prompts import PromptSet
-
-LOCK = ".lock"
 
 OnPlan: TypeAlias = Callable[["Plan"], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import time
@@ -14,7 +15,6 @@ from typing import Any
 
 from safex.auditing.stages import MANIFEST, STAGES, Stage, all_files
 from safex.errors import InputError
-from safex.journal import journal_path
 from safex.profile_arrays import first_difference
 from safex.result_file import check_kind, checked_parts, read_json, write_json
 from safex.shipping.hashing import FileHashes
@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 MARK = "safex_audit"
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "gguf")
 DONE, RUNNING, SKIPPED, IMPOSSIBLE = "done", "running", "skipped", "not possible"
+LOCK = ".lock"
+OWN = (LOCK, MANIFEST)  # how names begin that a run leaves that was killed before its first stage
 SHOWN = 4  # differences that a refusal names
 
 
@@ -147,10 +149,11 @@ def hashes(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def remove(paths: Sequence[Path]) -> None:
-    """Delete files and their journals."""
+    """Delete files and what lies beside them while they are made: journals, pieces, temporary files."""
     for path in paths:
-        path.unlink(missing_ok=True)
-        journal_path(path).unlink(missing_ok=True)
+        for found in path.parent.glob(glob.escape(path.name) + "*"):
+            if found == path or found.name.startswith(path.name + "."):
+                found.unlink()
 
 
 def found_in(directory: Path) -> Manifest | None:
@@ -159,7 +162,7 @@ def found_in(directory: Path) -> Manifest | None:
         raise InputError(f"{directory}: is a file, an audit needs a folder: choose another -o")
     if (directory / MANIFEST).is_file():
         return Manifest.load(directory / MANIFEST)
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and any(not path.name.startswith(OWN) for path in directory.iterdir()):
         raise InputError(
             f"{directory}: holds files but no {MANIFEST}, so it is no audit: choose another -o, or empty it"
         )

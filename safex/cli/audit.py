@@ -87,6 +87,11 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a profile of these prompts, made before: they are not counted again",
     )
+    _add_size_options(parser)
+
+
+def _add_size_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--experts",
         metavar="SPEC",

@@ -37,7 +37,9 @@ def banner(verdict: Content) -> Banner:
         if ends
         else ""
     )
-    return Banner(str(verdict.get("verdict", "")), str(verdict.get("conclusion", "")), carried)
+    text = str(verdict.get("conclusion", ""))
+    words = text.partition(": ")[2] or text  # the name stands above them
+    return Banner(str(verdict.get("verdict", "")), words[:1].upper() + words[1:], carried)
 
 
 def verdict_section(verdict: Content) -> Section:
