@@ -124,7 +124,7 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, dump, probe, mask, merge, verify, "
+                "info, profile, identify, compare, audit, report, eval, judge, sweep, dump, probe, mask, merge, verify, "
                 "restore, diff, serve, trace",
             ],
         ),
