@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attribution import Sweep, sweep
+    from .auditing import Audit, audit
     from .comparison import Comparison, compare
     from .errors import DeviceError, DiskError, InputError, SafexError, UnsupportedError
     from .evaluation import Evaluation, evaluate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .token_rows import TokenRows
 
 _HOME = {  # the module that holds a name, and what it is called there if not the same
+    "Audit": "auditing",
     "Comparison": "comparison",
     "DeviceError": "errors",
     "DiskError": "errors",
@@ -49,6 +51,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
     "Sweep": "attribution",
     "TokenRows": "token_rows",
     "UnsupportedError": "errors",
+    "audit": "auditing",
     "compare": "comparison",
     "diff": "shipping",
     "evaluate": "evaluation",
@@ -65,6 +68,7 @@ _HOME = {  # the module that holds a name, and what it is called there if not th
 }
 
 __all__ = [
+    "Audit",
     "Comparison",
     "DeviceError",
     "DiskError",
@@ -86,6 +90,7 @@ __all__ = [
     "TokenRows",
     "UnsupportedError",
     "__version__",
+    "audit",
     "compare",
     "diff",
     "evaluate",

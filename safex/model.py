@@ -107,12 +107,13 @@ class Model:
             if value < 1:
                 raise InputError(f"{name} is {value}, expected a positive number of tokens")
         self.path: Path = model_file.resolve(path)
-        threads = n_threads or _available_threads()
+        self.n_threads: int = n_threads or _available_threads()
+        self.n_gpu_layers: int = n_gpu_layers
         overrides = list((tensor_overrides or {}).items())
         self._session: Any = library.native().Session(
             str(self.path),
             n_gpu_layers,
-            threads,
+            self.n_threads,
             n_ctx,
             n_ubatch,
             flash_attn,

@@ -216,6 +216,18 @@ class Profile:
             total += arrays.counts[rows][chosen[rows]].sum(axis=0, dtype=np.int64)
         return np.asarray(total / tokens, np.float64)
 
+    def select(self, rows: Sequence[int]) -> Profile:
+        """The profile of some of its prompts, by place and in the order given; arrays are copies."""
+        chosen = np.asarray(rows, np.int64)
+        columns = {name: [values[row] for row in chosen] for name, values in vars(self._prompts).items()}
+        arrays = {
+            name: PhaseArrays(p.counts[chosen], p.gate_sum[chosen], p.prob_sum[chosen], p.n_tokens[chosen])
+            for name, p in self._arrays.items()
+        }
+        table = PromptTable.build(**columns)
+        origin = {"prompts_hash": prompts_hash(table), "part_of": self.meta.get("prompts_hash")}
+        return Profile(arrays, self._routers, table, {**self.meta, **origin})
+
     def __repr__(self) -> str:
         """Say the shape and the sets in one line."""
         p, n_layers, n_experts = self.counts.shape

@@ -223,6 +223,23 @@ def tango(gained: float, lost: float, total: float, confidence: float = CONFIDEN
     return Estimate(value, low, where_it_falls(lambda d: score(d) > -z, value, 1.0))
 
 
+def mean_change(changes: npt.ArrayLike) -> Estimate:
+    """Mean of changes from -1 to 1, one for each of independent responses, with Tango's interval of their masses.
+
+    The positive and the negative parts are summed as if they were counts of responses gained and lost. A change's
+    square is at most its size, so the variance is never taken too small: of -1, 0 and 1 the interval is Tango's own,
+    of fractions it is wider than needed. For a response less the mean of others of its prompt. Raises InputError.
+
+    >>> mean_change([-1.0, -0.5, 0.0, 0.5]).value
+    -0.25
+    """
+    values = np.asarray(changes, np.float64)
+    if values.ndim != 1 or not len(values) or not (np.abs(values) <= 1).all():
+        raise InputError("changes: expected a list of numbers from -1 to 1, at least one")
+    gained, lost = float(values.clip(0).sum()), float((-values).clip(0).sum())
+    return tango(gained, lost, len(values))
+
+
 def where_it_falls(is_before: Callable[[float], bool], low: float, high: float) -> float:
     """Where a condition that holds at ``low`` stops to hold, to the last bit."""
     for _ in range(_HALVINGS):

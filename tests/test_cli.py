@@ -97,6 +97,7 @@ def test_main_help_lists_the_commands() -> None:
         "dump",
         "probe",
         "serve",
+        "audit",
     } <= COMMANDS.keys()
     done = cli("--help")
     assert done.code == 0
@@ -123,8 +124,8 @@ def test_the_installed_program_is_the_same() -> None:
             [],
             [
                 "no command given",
-                "info, profile, identify, compare, report, eval, judge, sweep, redundancy, dump, probe, mask, merge, "
-                "verify, restore, diff, serve, trace",
+                "info, profile, identify, compare, audit, report, eval, judge, sweep, redundancy, dump, probe, mask, "
+                "merge, verify, restore, diff, serve, trace",
             ],
         ),
         (["pofile", "demo"], ["no command 'pofile'", "did you mean profile?"]),
@@ -143,6 +144,10 @@ def test_the_installed_program_is_the_same() -> None:
         (["trace", "demo", "  "], ["the prompt is empty"]),
         (["trace", "demo", "--prompt-file", "nowhere.txt"], ["nowhere.txt: can't be read", "No such file"]),
         (["trace", "demo", "a", "-o", "nowhere/x.json"], ["nowhere/x.json", "no such folder"]),
+        (["audit"], ["the following arguments are required: MODEL"]),
+        (["audit", "nowhere.gguf"], ["nowhere.gguf: no such model file"]),
+        (["audit", "demo", "--skip", "verdict"], ["stage 'verdict' can't be skipped"]),
+        (["audit", "demo", "-o", "no/such"], ["the folder above doesn't exist"]),
         (["info", "nowhere.profile.gguf"], ["nowhere.profile.gguf: no such file"]),
     ],
 )

@@ -152,6 +152,22 @@ def test_activation_without_tokens():
         p.activation("benign")
 
 
+def test_select_takes_prompts_by_place_with_all_that_is_known_of_them():
+    hashes = ["a" * 64, "b" * 64, "c" * 64]
+    table = PromptTable.build(["regular", "benign", "regular"], pairs=["p", None, "q"], texts_hash=hashes)
+    counts = np.array([[[3, 1]], [[0, 4]], [[2, 2]]], np.uint32)
+    arrays = PhaseArrays(counts, counts * 0.5, counts * 0.25, np.array([4, 4, 4]))
+    whole = Profile(
+        {"prompt": arrays, "suffix": arrays}, Routers.build([5], 2, 1), table, {"prompts_hash": "whole"}
+    )
+    part = whole.select([2, 0])
+    assert (part.ids, part.sets, part.pairs, part.layers) == (["2", "0"], ["regular"] * 2, ["q", "p"], [5])
+    for phase in part.phases:
+        for ours, theirs in zip(part.phase(phase), whole.phase(phase), strict=True):
+            np.testing.assert_array_equal(ours, theirs[[2, 0]])
+    assert part.meta["part_of"] == "whole" and part.meta["prompts_hash"] == prompts_hash(part.prompts)
+
+
 def test_from_arrays_defaults():
     p = Profile.from_arrays(
         counts=np.array([[[2, 2, 0]], [[1, 2, 3]]]),

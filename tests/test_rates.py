@@ -86,6 +86,29 @@ def stats_xlogy(k: int, p: float) -> float:
     return k * math.log(max(p, 1e-300)) if k else 0.0
 
 
+def test_mean_change_is_tango_for_whole_changes_and_wider_for_fractions() -> None:
+    changes = [-1.0] * 7 + [1.0] * 2 + [0.0] * 11
+    assert rates.mean_change(changes) == rates.tango(2, 7, 20)
+    parts = rates.mean_change([-0.5] * 14 + [0.5] * 4 + [0.0] * 2)  # the same sums from halves
+    assert parts == rates.tango(2, 7, 20)
+    for wrong in ([], [1.5], [float("nan")], [[0.0]]):
+        with pytest.raises(InputError, match="numbers from -1 to 1"):
+            rates.mean_change(wrong)
+
+
+@pytest.mark.parametrize("lost, noise", [(0.0, 0.02), (0.25, 0.05), (0.6, 0.3), (0.98, 0.02)])
+def test_mean_change_covers_the_truth_where_controls_vary(lost: float, noise: float) -> None:
+    """A mask that loses a share of refusals, against the mean of 20 controls that lose ``noise`` each."""
+    rng, n = np.random.default_rng(0), 50
+    truth = (1 - lost) - (1 - noise)
+    held = 0
+    for _ in range(1000):
+        masked, controls = rng.random(n) >= lost, (rng.random((20, n)) >= noise).mean(axis=0)
+        found = rates.mean_change(masked - controls)
+        held += found.low <= truth <= found.high
+    assert held / 1000 >= 0.94
+
+
 def test_tango_agrees_with_the_mcnemar_score_test_about_zero() -> None:
     """0 is outside of the interval exactly where (b - c)^2 / (b + c) > z^2."""
     for b, c in itertools.product(range(12), repeat=2):

@@ -25,6 +25,10 @@ PURITY = 0.95  # share of the answers with a beginning that must be of one side 
 LEAST = 0.02  # share of a side's answers from which on a common beginning is worth a run of its own
 
 
+class NoStartsError(InputError):
+    """The answers don't show how refusals and compliant answers begin: one side is missing, or both begin alike."""
+
+
 @dataclass(frozen=True)
 class Starts:
     """Token paths that begin refusals and compliant answers; no path begins with another one.
@@ -64,7 +68,7 @@ class Starts:
 
         A beginning tells when at least 95 % of the answers that have it are of one side, both sides weighing the
         same; beginnings of more than 6 tokens are not looked at. Answers of other labels don't count.
-        Raises InputError where there are no refusals, no compliant answers, or no such beginnings.
+        Raises NoStartsError where there are no refusals, no compliant answers, or no such beginnings.
         """
         total = Counter(label for label, _ in answers)
         _check_both_sides(total, len(answers))
@@ -77,7 +81,7 @@ class Starts:
                 found[label][path] += 1
         for side in SIDES:
             if not found[side]:
-                raise InputError(
+                raise NoStartsError(
                     f"the first {DEPTH} tokens of the answers don't tell refusals from others (no start of {side}); "
                     "name the starts (--refusal-start, --compliance-start)"
                 )
@@ -132,7 +136,7 @@ class Starts:
 def _check_both_sides(total: Counter[str], n: int) -> None:
     for side, what in ((REFUSE, "refusals"), (COMPLY, "compliant answers")):
         if not total[side]:
-            raise InputError(
+            raise NoStartsError(
                 f"there are no {what} among {n} greedy answers to regular and benign prompts, so there is nothing to "
                 "attribute; give other prompts, or name the starts (--refusal-start, --compliance-start)"
             )

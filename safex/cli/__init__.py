@@ -18,6 +18,7 @@ COMMANDS = {
     "profile": "count which experts a model selects, prompt by prompt",
     "identify": "find the experts that carry safety: stable groups, with controls",
     "compare": "what changed between two profiles or two expert sets",
+    "audit": "all of it in one folder, resumable, with a verdict: is safety concentrated?",
     "report": "one HTML page, pictures and tables from result files",
     "eval": "refusal before and after masking experts, against control masks",
     "judge": "read the responses of an evaluation again, with other judges",

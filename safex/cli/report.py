@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 USAGE = "FILE... [options]"
 DESCRIPTION = """\
 One HTML page with maps, curves, tables and methods from result files of profile, identify, probe, eval, sweep,
-redundancy and compare, in any order. The page holds all that it shows and loads nothing from any network."""
+redundancy and compare, or the folder of an audit, in any order. The page holds all that it shows and loads nothing
+from any network."""
 EXAMPLE = """\
   safex-native report demo.profile.gguf demo.experts.json
+  safex-native report demo.audit -o audit.html
   safex-native report demo.profile.gguf demo.experts.json demo.eval.json demo.sweep.json -o audit.html --png figures"""
 DEFAULT = Path("report.html")
 
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="a profile, an expert set, a probing, an evaluation, a sweep, a redundancy curve or a comparison",
+        help="a profile, an expert set, a probing, an evaluation, a sweep, a redundancy curve, a comparison, or the "
+        "folder of an audit",
     )
     add("-o", "--output", metavar="OUT", help=f"the HTML file (default: {DEFAULT}, here)")
     add("--title", metavar="T", help="the page's title (default: the model's name)")
@@ -46,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from safex.report import build_page, read_sources, write_page
 
     out = Output(args)
-    output = new_file(args.output, DEFAULT, args.force, inputs=args.files)
-    sources = read_sources(args.files)
+    files = expanded(args.files)
+    output = new_file(args.output, DEFAULT, args.force, inputs=files)
+    sources = read_sources(files)
     page = build_page(sources, args.title)
     tables = tables_of(sources) if wants_export(args) else {}
     check_export(args, tables)
@@ -60,6 +64,17 @@ def run(args: argparse.Namespace) -> int:
     out.text(f"Report: {output} ({size(output.stat().st_size)})")
     out.result({"report": str(output), "png": pictures, "tables": exported, "warnings": page.warnings})
     return 0
+
+
+def expanded(names: list[str]) -> list[str]:
+    """The files, with the folder of an audit replaced by what it holds for a page."""
+    from safex.auditing.stages import MANIFEST, page_files
+
+    return [
+        name
+        for given in names
+        for name in (page_files(Path(given)) if (Path(given) / MANIFEST).is_file() else [given])
+    ]
 
 
 def check_pictures(args: argparse.Namespace, page: Any) -> None:

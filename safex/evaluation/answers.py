@@ -23,7 +23,7 @@ from safex.responses import Header, Key, Record, ResponsesWriter
 Request: TypeAlias = tuple[Prompt, str]
 Progress: TypeAlias = Callable[[str, int, int], None]  # what, done, total
 
-PIECE = 1024  # requests of a call: their masks share batches
+PIECE = 256  # requests of a call: their masks share batches
 JUDGED_AT_ONCE = 256
 
 
@@ -78,15 +78,12 @@ class Answers:
     def _answer(
         self, number: int, piece: list[Request], writer: ResponsesWriter | None, progress: Progress
     ) -> None:
-        """One call. Random streams depend on a request's place in its piece, so drawn pieces are run whole."""
-        drawn = self.settings.temperature > 0
-        missing = [request for request in piece if not self._is_done(request)]
-        if not missing:
+        """One call, run whole or not at all: batches are packed, and random streams drawn, as if it never stopped."""
+        if all(self._is_done(request) for request in piece):
             return
-        asked = piece if drawn else missing
 
         def on_response(index: int, response: Response) -> None:
-            record = self._record(*divmod(index, self.settings.n_samples), asked, response)
+            record = self._record(*divmod(index, self.settings.n_samples), piece, response)
             if record.key not in self.records:
                 if writer:
                     writer.append(record)
@@ -94,8 +91,8 @@ class Answers:
                 progress("answering", len(self.records), self.total)
 
         progress("answering", len(self.records), self.total)
-        prompts: Any = [prompt for prompt, _ in asked]  # chat turns and all; a prompt occurs once a mask
-        masks: list[ExpertList | None] = [self.plan.masks[name] for _, name in asked]
+        prompts: Any = [prompt for prompt, _ in piece]  # chat turns and all; a prompt occurs once a mask
+        masks: list[ExpertList | None] = [self.plan.masks[name] for _, name in piece]
         s = self.settings
         self.model.generate(
             prompts,

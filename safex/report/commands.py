@@ -20,6 +20,19 @@ OPTIONS = {  # of the commands, that a parameter of the same name sets
     "compare": _RESAMPLING,
     "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION),
     "redundancy": ("mode", "gain", "phase", "judge", "max_new", "bootstrap", "seed", *SESSION),
+    "audit": (
+        "mode",
+        "max_new",
+        "top",
+        "limit",
+        "sweep",
+        "controls",
+        "practical",
+        "most",
+        "budget",
+        "skip",
+        "seed",
+    ),
     "sweep": ("mode", "gain", "neighbours", "pairs", "step", "bootstrap", "correction", "seed", *SESSION),
 }
 
@@ -33,7 +46,7 @@ def commands(sources: Sources) -> list[str]:
 
 def _command(source: Source, sources: Sources) -> str:
     if source.kind == "expert_set":
-        return _identify_command(source, sources) if source.content.parameters else ""
+        return _identify_command(source, sources) if source.content.parameters.get("method") else ""
     return COMMANDS[source.kind](source)
 
 
@@ -129,6 +142,17 @@ def _redundancy_command(source: Source) -> str:
     return _line("redundancy", words, values, source)
 
 
+def _audit_command(source: Source) -> str:
+    """The audit that made all the others, each on its part of the prompts."""
+    values = dict(part(source.content, "parameters"))
+    words = ["MODEL", *(["--quick"] if values.get("quick") else [])]
+    values["skip"] = ",".join(map(str, items(values.get("skip")))) or None
+    for judge in items(values.get("judges")):
+        words += ["--judge", _judge_spec(str(judge))]
+    line = _line("audit", words, {**_session(values), **values}, source)
+    return line.removesuffix(shlex.join([source.path.name])) + shlex.quote(source.path.parent.name or ".")
+
+
 def _swept(sweep: dict[str, Any]) -> list[str]:
     if swept_all(sweep):
         return ["--all"]
@@ -164,4 +188,6 @@ COMMANDS: dict[str, Callable[[Source], str]] = {
     "sweep": _sweep_command,
     "redundancy": _redundancy_command,
     "comparison": _compare_command,
+    "verdict": lambda source: "",
+    "manifest": _audit_command,
 }

@@ -9,6 +9,7 @@ from typing import Any
 from safex.expert_set import ExpertSet
 from safex.profile import Profile
 
+from .audit_section import run_facts
 from .commands import commands
 from .content import Block, Column, Commands, Prose, Section, Table, text_cell
 from .formulas import formulas
@@ -31,13 +32,18 @@ def methods_section(sources: Sources) -> Section:
 def sources_section(sources: Sources) -> Section:
     """The input files and their hashes."""
     body = [
-        [text_cell(source.path), text_cell(TITLES[source.kind]), text_cell(source.sha256)]
+        [text_cell(source.path), text_cell(TITLES[source.kind]), text_cell(_digest(source))]
         for source in sources.files
     ]
     columns = [Column("file"), Column("kind"), Column("SHA-256")]
     return Section(
         "sources", "Input files", [Table("What this page was made from.", columns, body, tools=False)]
     )
+
+
+def _digest(source: Source) -> str:
+    """A manifest changes with every stage, that of this page among them."""
+    return MISSING if source.kind == "manifest" else source.sha256
 
 
 def _facts_table(kind: str, files: list[Source]) -> Table:
@@ -115,6 +121,7 @@ FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "evaluation": _evaluation_facts,
     "sweep": _sweep_facts,
     "redundancy": _redundancy_facts,
+    "manifest": run_facts,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from safex.expert_set import ExpertSet
 
 from .activation import ExpertMap, Mark, expert_map
+from .audit_section import Banner, banner, run_section, verdict_section
 from .comparison_tables import comparison_figure, comparison_tables, facts, prompts_line
 from .content import Block, Map, Prose, Section
 from .divergence import divergences
@@ -43,6 +44,7 @@ class Page:
     conclusions: list[tuple[str, str]]  # file, sentences
     warnings: list[str]
     sections: list[Section]
+    verdict: Banner | None = None
 
     @property
     def has_map(self) -> bool:
@@ -63,6 +65,7 @@ def build_page(sources: Sources, title: str | None = None) -> Page:
         _conclusions(sources),
         sources.warnings + _comparison_warnings(sources),
         sections,
+        next((banner(source.content) for source in sources.of("verdict")), None),
     )
 
 
@@ -98,7 +101,7 @@ def _text(value: Any) -> str:
 
 
 def _conclusions(sources: Sources) -> list[tuple[str, str]]:
-    contents = [(s, s.content) for s in sources.files if s.kind != PROFILE]
+    contents = [(s, s.content) for s in sources.files if s.kind not in (PROFILE, "verdict")]
     texts = [(s, c.conclusion if isinstance(c, ExpertSet) else c.get("conclusion")) for s, c in contents]
     return [(s.path.name, str(text)) for s, text in texts if text]
 
@@ -258,7 +261,19 @@ def _comparison_section(comparison: dict[str, Any], number_: str, label: str) ->
     return Section(anchor, f"Comparison: {label}" if label else "Comparison", blocks)
 
 
+# --- audits
+
+
+def _verdict_sections(sources: Sources) -> list[Section]:
+    return [verdict_section(source.content) for source in sources.of("verdict")]
+
+
+def _manifest_sections(sources: Sources) -> list[Section]:
+    return [run_section(source.content) for source in sources.of("manifest")]
+
+
 BUILDERS: dict[str, Callable[[Sources], list[Section]]] = {
+    "verdict": _verdict_sections,
     PROFILE: _profile_sections,
     "expert_set": _expert_set_sections,
     "probing": _probing_sections,
@@ -266,4 +281,5 @@ BUILDERS: dict[str, Callable[[Sources], list[Section]]] = {
     "sweep": _sweep_sections,
     "redundancy": _redundancy_sections,
     "comparison": _comparison_sections,
+    "manifest": _manifest_sections,
 }

@@ -69,6 +69,18 @@ def _read_comparison(path: Path) -> tuple[dict[str, Any], None]:
     return Comparison.load(path).to_json(), None
 
 
+def _read_verdict(path: Path) -> tuple[dict[str, Any], None]:
+    from safex.auditing.result import load_verdict
+
+    return load_verdict(path), None
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], None]:
+    from safex.auditing.manifest import Manifest
+
+    return Manifest.load(path).to_json(), None
+
+
 def _read_evaluation(path: Path) -> tuple[dict[str, Any], ExpertSet]:
     from safex.evaluation import Evaluation
 
@@ -161,6 +173,8 @@ KINDS = (
         "they stand on one page, but what it measured is not of the experts shown on the map",
     ),
     Kind("comparison", "comparison", _has("safex_comparison"), _read_comparison),
+    Kind("verdict", "verdict of an audit", _has("safex_audit_verdict"), _read_verdict),
+    Kind("manifest", "manifest of an audit", _has("safex_audit"), _read_manifest),
 )
 FOREIGN = {kind.name: kind.foreign for kind in KINDS}
 TITLES = {PROFILE: "router profile", **{kind.name: kind.title for kind in KINDS}}
@@ -241,7 +255,7 @@ def _parse(path: Path) -> Any:
 def _unknown(path: Path, what: str = "is no result file") -> InputError:
     return InputError(
         f"{path}: {what}; expected a {' or '.join(TITLES.values())} made by safex-native "
-        "(profile, identify, probe, eval, sweep, redundancy, compare)"
+        "(profile, identify, probe, eval, sweep, redundancy, compare, audit)"
     )
 
 
@@ -313,7 +327,7 @@ def _match_warnings(source: Source, experts: ExpertSet, chosen: Sequence[Source]
             f"(fingerprint {str(wanted)[:12]}, not {str(fingerprint(known[0]))[:12]}). Their shapes agree, so "
             f"{FOREIGN[source.kind]}."
         ]
-    prompts = experts.profile.get("prompts_hash")
+    prompts = experts.profile.get("part_of") or experts.profile.get("prompts_hash")
     others = [p.path.name for p in chosen if p.content.meta.get("prompts_hash", prompts) != prompts]
     if prompts and len(others) == len(chosen):
         return [f"{source.path.name} was made from other prompts than {listing(others)}."]

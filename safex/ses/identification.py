@@ -195,7 +195,7 @@ def _model(profile: Profile) -> dict[str, Any]:
 
 
 def _profile(study: Study) -> dict[str, Any]:
-    keys = ("prompts_hash", "template_hash", "upstream_id", "tool_version")
+    keys = ("prompts_hash", "part_of", "template_hash", "upstream_id", "tool_version")
     known = {key: study.profile.meta[key] for key in keys if key in study.profile.meta}
     tokens = {name: int(study.counts.tokens[rows].sum()) for name, rows in study.prompts.items()}
     return {"prompts": {name: len(rows) for name, rows in study.prompts.items()}, "tokens": tokens, **known}
