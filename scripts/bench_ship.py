@@ -112,7 +112,8 @@ def new_file(layers: int, rounds: int) -> list[Row]:
             "ours": (ours_at, lambda: safex.write_mask(path, ours_at, chosen)),
             "bare": (theirs_at, lambda: subprocess.run(["cp", str(path), str(theirs_at)], check=True)),
         }
-        for name, (target, act) in sides.items():
+        turn = number % len(sides)  # who writes after whom changes: the disk remembers
+        for name, (target, act) in [*sides.items()][turn:] + [*sides.items()][:turn]:
             target.unlink(missing_ok=True)
             drain()
             times[name].append(seconds(act))

@@ -47,6 +47,13 @@ def arguments() -> argparse.Namespace:
         "--arch", action="append", choices=[*MOE, "dense"], help="may be repeated (default: all)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        choices=TRAINABLE,
+        default=TRAINABLE,
+        help="models that are repaired (default: all that can)",
+    )
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write reproduction.md and its figures here")
     return parser.parse_args()
 
@@ -79,6 +86,7 @@ class Run:
         self.subjects = subjects(args.arch or [*MOE, "dense"], args.seeds)
         self.first = self.subjects[len(SHIPPED)].arch
         self.prompts = prompts(self.folder)
+        self.merged: tuple[str, ...] = tuple(args.merge)
         self.scale = Scale()
         self.times = self.folder / "times.json"
         self.seconds: dict[str, float] = json.loads(self.times.read_text()) if self.times.exists() else {}
@@ -109,7 +117,7 @@ class Run:
                 row for one in self._natural() for row in results.probing(one, self.study(one))
             ],
             "merging": lambda: [
-                row for one in self._natural() if one.arch in TRAINABLE for row in self._merging(one)
+                row for one in self._natural() if one.arch in self.merged for row in self._merging(one)
             ],
             "types": lambda: [
                 row for one in self._first() if one.arch == self.first for row in self._types(one)
@@ -131,10 +139,7 @@ class Run:
         return [one for one in self._first() if one.kind == "natural"]
 
     def _masking(self, subject: Subject) -> Any:
-        study = self.study(subject)
-        if not subject.is_dense:
-            study.masks()
-        return results.masking(subject, study)
+        return results.masking(subject, self.study(subject))
 
     def _merging(self, subject: Subject) -> list[Any]:
         pairs = self.folder / "pairs"
@@ -146,9 +151,8 @@ class Run:
 
     def _types(self, subject: Subject) -> list[Any]:
         studies = [(kind, self.study(subject, kind)) for kind in TYPES]
-        for _, study in studies:
-            study.masks()
-        return results.types(subject, studies)
+        group = "planted" if subject.kind == "planted" else "contrast ctrl"
+        return results.types(subject, group, studies)
 
 
 def about(run: Run) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_a_reduced_run_falls_within_the_intervals(found: Any, subject: Subject, 
     compare(first, wanted["before"])
     for group in groups:
         for mode in ("zero", "reroute"):
-            mask = results.masked(study.evaluation(f"{group}.{mode}".replace(" ", "-"), groups[group], mode))
+            mask = results.masked(study.masked(group, mode))
             other = next(m for m in wanted["masks"] if (m["group"], m["mode"]) == (group, mode))
             compare({name: mask[name] for name in RATES}, other)
             assert (mask["change"][0] < -0.5) == (other["change"][0] < -0.5)

@@ -9,7 +9,7 @@ from typing import Any
 import safex
 
 from .adapters import Merge, Repair
-from .study import Study
+from .study import MODES, Study
 from .subjects import Subject
 
 Row = dict[str, Any]
@@ -72,9 +72,8 @@ def masking(subject: Subject, study: Study) -> Row:
         return {**subject.row(), "before": before(study.evaluation("base", None)), "masks": []}
     masks, first = [], None
     for group, experts in study.groups().items():
-        label = group.replace(" ∪ ", "-").replace(" ", "-")
-        for mode in ("zero", "reroute"):
-            found = study.evaluation(f"{label}.{mode}", experts, mode, study.scale.draws)
+        for mode in MODES:
+            found = study.masked(group, mode, study.scale.draws)
             first = first or before(found)
             masks.append({"group": group, "n": len(experts), "mode": mode, **masked(found)})
     first = first or before(study.evaluation("base", None))
@@ -145,12 +144,11 @@ def read(path: Path) -> Any:
     return read_json(path, "a file of reproduce.py", lambda value: value)
 
 
-def types(subject: Subject, studies: Iterable[tuple[str, Study]]) -> list[Row]:
+def types(subject: Subject, group: str, studies: Iterable[tuple[str, Study]]) -> list[Row]:
     """One model in several tensor types: refusal, the mask's effect, drift of routing from the first."""
     rows, reference = [], None
-    for kind, study in studies:
-        name = "planted" if subject.kind == "planted" else "contrast-ctrl"
-        found = safex.Evaluation.load(study.folder / f"{name}.zero.eval.json")
+    for kind, study in ((kind, study) for kind, study in studies if group in study.groups()):
+        found = study.masked(group, "zero")
         profile = study.profile()
         reference = reference or profile
         drift = safex.compare(reference, profile, phase="suffix")
@@ -161,7 +159,7 @@ def types(subject: Subject, studies: Iterable[tuple[str, Study]]) -> list[Row]:
                 "type": kind,
                 "bytes": study.model.stat().st_size,
                 "before": before(found),
-                "mask": {"group": name, **masked(found)},
+                "mask": {"group": group, **masked(found)},
                 "agreement": regular["agreement"],
                 "rank_correlation": regular["rank_correlation"],
             }

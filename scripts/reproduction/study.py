@@ -11,6 +11,7 @@ import safex
 from safex.expert_set import parse_experts
 from safex.roster import draw_roster
 
+MODES = ("zero", "reroute")
 SETS = ("regular", "jailbreak", "benign")
 PAPER, OURS = "ses", "contrast"
 IDENTIFY = {PAPER: {"method": "ses", "phase": "prompt"}, OURS: {"method": "contrast", "phase": "suffix"}}
@@ -135,12 +136,11 @@ class Study:
         found = safex.identify(profile, **IDENTIFY[OURS], top=quarter)
         return list(found.groups["ctrl"])
 
-    def masks(self) -> None:
-        """Every group under both modes; controls in mode zero, one by one."""
-        for name, experts in self.groups().items():
-            label = name.replace(" ∪ ", "-").replace(" ", "-")
-            self.evaluation(f"{label}.zero", experts, draws=self.scale.draws)
-            self.evaluation(f"{label}.reroute", experts, mode="reroute")
+    def masked(self, group: str, mode: str, draws: int = 0) -> Any:
+        """A group masked; controls only in mode zero."""
+        label = group.replace(" ∪ ", "-").replace(" ", "-")
+        n = draws if mode == "zero" else 0
+        return self.evaluation(f"{label}.{mode}", self.groups()[group], mode, n)
 
     def probing(self) -> Any:
         """Probes on the paper's groups against random experts, on the held-out prompts."""
