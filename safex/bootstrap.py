@@ -7,7 +7,6 @@ unpaired sets both keep their size. Sums over a resample are exact whole numbers
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from safex import _native as _compiled
 from safex import disk
+from safex.cores import available_cores
 from safex.profile_arrays import PhaseArrays
 
 _native: Any = _compiled  # its stub lies where it is installed, out of mypy's sight
@@ -119,7 +119,7 @@ class Counts:
         disk.let_go(arrays.counts)
         self.tokens = np.array(arrays.n_tokens, np.int64)
         self.n_columns: int = n_layers * n_experts
-        self.n_threads = n_threads or os.cpu_count() or 1
+        self.n_threads = n_threads or available_cores()
 
     def top_frequencies(self, sample: Resamples, tops: Sequence[int], block: int) -> npt.NDArray[np.uint32]:
         """Number of resamples in which each column is in the top N of its block, uint32 [len(tops), L * E].

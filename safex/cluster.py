@@ -17,7 +17,6 @@ clustering is reproducible on other prompts of the same kind; it does not prove 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
+from safex.cores import available_cores
 from safex.errors import InputError
 from safex.experts import Expert
 from safex.profile import Profile
@@ -283,7 +283,7 @@ def _stability(data: _Data, ks: list[int], n_components: int, splits: int, seed:
     one = partial(_one_split, data, ks, n_components)
     seeds = [[seed, 1 + split] for split in range(splits)]
     limit = partial(threadpoolctl.threadpool_limits, 1, "openmp")  # OpenMP counts threads for each caller
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1), initializer=limit) as pool:
+    with ThreadPoolExecutor(min(WORKERS, available_cores()), initializer=limit) as pool:
         pairs = list(pool.map(one, seeds))
     ari, null = (np.array(values) for values in zip(*pairs, strict=True))
     return _Stability(ks, ari, null)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from . import library, model_file
 from .chat import ChatTemplate, common_tail
+from .cores import available_cores
 from .errors import InputError
 from .expert_set import ExpertSet
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
@@ -107,7 +108,7 @@ class Model:
             if value < 1:
                 raise InputError(f"{name} is {value}, expected a positive number of tokens")
         self.path: Path = model_file.resolve(path)
-        self.n_threads: int = n_threads or _available_threads()
+        self.n_threads: int = n_threads or available_cores()
         self.n_gpu_layers: int = n_gpu_layers
         overrides = list((tensor_overrides or {}).items())
         self._session: Any = library.native().Session(
@@ -580,7 +581,3 @@ def _messages(prompt: str | Prompt) -> list[dict[str, str]]:
     if isinstance(prompt, Prompt) and prompt.messages:
         return [{"role": role, "content": content} for role, content in prompt.messages]
     return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
-
-
-def _available_threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import library
+from .cores import available_cores
 from .errors import DeviceError, InputError, UnsupportedError
 from .experts import NativeMask
 
@@ -101,7 +102,7 @@ def masked_llama(path: Path, mask: NativeMask, options: LoadOptions) -> Iterator
 
 
 def _load(llama_cpp: Any, path: Path, options: LoadOptions, log: list[str]) -> Any:
-    threads = options.n_threads or _available_threads()
+    threads = options.n_threads or available_cores()
     kv_type = getattr(llama_cpp, f"GGML_TYPE_{options.kv_type.upper()}")
     try:
         return llama_cpp.Llama(
@@ -126,10 +127,6 @@ def _load(llama_cpp: Any, path: Path, options: LoadOptions, log: list[str]) -> A
                 f"{path}: no context of {options.n_ctx} tokens could be made: {reason}"
             ) from error
         raise InputError(f"{path}: not a model that can be loaded: {reason}") from error
-
-
-def _available_threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from safex.auditing.result import Audit, load_verdict
 from safex.auditing.settings import Settings, Sizes
 from safex.auditing.stages import STAGES, VERDICT, Stage, check_skipped
 from safex.auditing.work import WORK, Progress, Run
+from safex.cores import available_cores
 from safex.errors import InputError
 from safex.evaluation import Marks
 from safex.evaluation.plan import REGULAR
@@ -37,7 +38,6 @@ from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList, to_expert
 from safex.judges import Judge, check_spec
 from safex.model import Model, Prompts, as_prompt_set
-from safex.probing.measuring import available_threads
 from safex.profile import Profile
 from safex.prompts import PromptSet
 
@@ -279,7 +279,7 @@ def _sized(model: Model, settings: Settings, prompts: PromptSet) -> tuple[Sizes,
     full = settings.sizes(max(prompts.sets.count(name) for name in sets))
     speeds = measure_speeds(model, prompts, settings)
     size = choice.size_of(None, len(model.layers), model.n_experts, settings.top)
-    extent = Extent(len(model.layers), model.n_experts, len(sets), available_threads(), size)
+    extent = Extent(len(model.layers), model.n_experts, len(sets), available_cores(), size)
 
     def seconds_of(sizes: Sizes) -> dict[str, float]:
         return estimate(sizes, speeds, extent, settings.skip)

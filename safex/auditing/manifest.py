@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safex.auditing.stages import MANIFEST, STAGES, Stage, all_files
+from safex.cores import available_cores
 from safex.errors import InputError
 from safex.profile_arrays import first_difference
 from safex.result_file import check_kind, checked_parts, read_json, write_json
@@ -198,9 +198,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where it runs: times mean nothing without it."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cpus": cpus,
+        "cpus": available_cores(),
         "processor": platform.processor() or platform.machine(),
         "system": platform.system(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import threadpoolctl
 
+from safex.cores import available_cores
 from safex.features import Features
 from safex.probing.crossval import Problem, Scores, out_of_fold
 from safex.probing.inputs import Inputs, Outputs, Words
@@ -64,7 +64,7 @@ class Bench:
         with threadpoolctl.threadpool_limits(1):  # one thread a probe: one order of sums
             if self.words is not None:
                 self.of_words = self._probe(self.words, self.settings.repeats)
-            pool = ThreadPoolExecutor(n_threads or available_threads())
+            pool = ThreadPoolExecutor(n_threads or available_cores())
             try:
                 futures = {pool.submit(self._subject, subject): subject for subject in jobs}
                 self._gather(futures, lambda done: progress(what, done, len(jobs)))
@@ -139,8 +139,3 @@ class Bench:
 def _counts(strengths: Sequence[float]) -> dict[str, int]:
     """How often each C was chosen."""
     return {f"{value:g}": strengths.count(value) for value in sorted(set(strengths))}
-
-
-def available_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
