@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import itertools
 import json
+import signal
 import threading
 import time
 from pathlib import Path
@@ -526,11 +527,13 @@ def test_bad_input_is_one_clear_line(call: Any, message: str) -> None:
 
 
 def test_an_interrupted_run_stops_soon_and_a_failure_comes_through() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     started = time.monotonic()
     timer = threading.Timer(1.0, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         probe(simulated(30, 1.0), shuffles=100_000, n_threads=1, tasks=["harmful"])
+    signal.signal(signal.SIGINT, before)
     assert 1.0 <= time.monotonic() - started < 4.0
     with pytest.raises(ZeroDivisionError):
         probe(simulated(6), progress=lambda what, done, total: 1 // (1 - done), **QUICK)

@@ -284,6 +284,5 @@ def _redundancy(rows: Sequence[Row]) -> str:
 
 
 def _order(control: Row) -> str:
-    area = control["area"]["mean"] if isinstance(control["area"], dict) else control["area"]
     p = "" if control["p"] is None else f" (p {control['p']:.2f})"
-    return f"{control['kind']} {area:.3f}{p}"
+    return f"{control['kind']} {control['area'][0]:.3f}{p}"

@@ -183,8 +183,8 @@ def redundancy(subject: Subject, study: Study) -> Row | None:
             {
                 "kind": row["kind"],
                 "n": row["n"],
-                "area": row["area"],
-                "p": row.get("placement", {}).get("p_value"),
+                "area": [row["refuse"][key] for key in ("mean", "min", "max")],
+                "p": row["refuse"]["placement"]["p_value"] if row["n"] > 1 else None,
             }
             for row in found.controls
         ],
