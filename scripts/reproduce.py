@@ -182,6 +182,7 @@ def main() -> int:
     found = {"about": about(run), **tables}
     write_json(run.folder / "results.json", found)
     if args.docs is not None:
+        (args.docs / "reproduction").mkdir(parents=True, exist_ok=True)
         write_json(args.docs / "reproduction" / "results.json", found)
         figures.write(found, args.docs / "reproduction")
         (args.docs / "reproduction.md").write_text(page.made(found), encoding="utf-8")

@@ -36,11 +36,12 @@ def made(found: Row) -> str:
 def _about(about: Row) -> str:
     seconds = about["seconds"]
     counts = ", ".join(f"{n} {name}" for name, n in about["held_out"].items())
-    times = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items())
-    minutes = sum(seconds.values()) / 60
+    times = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items() if value > 1)
+    minutes, n = sum(seconds.values()) / 60, about["cores"]
+    trained = "" if seconds["training"] > 1 else "; the models were trained before"
     return (
-        f"Run of {about['date']}, commit {about['commit']}, {about['cores']} cores; {minutes:.0f} minutes ({times}). "
-        f"Held-out prompts: {counts}. {about['scale']['draws']} control masks of each drawn kind."
+        f"Run of {about['date']}, commit {about['commit']}, on {n} core{'s' * (n > 1)}: {minutes:.0f} minutes ({times}"
+        f"{trained}). Held-out prompts: {counts}. {about['scale']['draws']} control masks of each drawn kind."
     )
 
 
@@ -128,7 +129,7 @@ def _reading(rows: Sequence[Row]) -> str:
         hits = [f"{label(row)} ({points(mask['change'])})" for row, mask in masks if is_beyond(mask)]
         what = "; ".join(hits)
         if masks:
-            lines.append(f"- **{group}**: in {len(hits)} of {len(masks)} models. {what}")
+            lines.append(f"- **{group}**: in {len(hits)} of {len(masks)} models{': ' * bool(hits)}{what}")
     return "\n".join(lines)
 
 
