@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def _redundancy(rows: list[Row]) -> Any:
             axes.plot(row["sizes"], value, "o-", color=colour, markersize=3, label=name)
             axes.fill_between(row["sizes"], low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_xticks(row["sizes"], [str(size) for size in row["sizes"]])
+        sizes = [a for a, b in pairwise([*row["sizes"], 1e9]) if b > 1.3 * a]  # room for the numbers
+        axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_title(row["model"], fontsize=8)
         axes.set_ylim(-0.03, 1.03)
     grid[0][0].legend(fontsize=8)
