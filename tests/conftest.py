@@ -9,11 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny_models
+from browser import chromium
 
 import safex
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))  # tests import them
@@ -47,6 +52,13 @@ def exact(tiny_path: Callable[..., Path]) -> Callable[[str], safex.Model]:
 def demo() -> Iterator[safex.Model]:
     with safex.Model("demo", n_threads=2) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for all tests: Playwright can't be started twice in a process."""
+    with chromium() as started:
+        yield started
 
 
 # --- unpatched llama.cpp, to compare with

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from browser import chromium
 
 import safex
 from safex.cli import COMMANDS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -110,16 +113,15 @@ def test_pages_hold_what_is_written_elsewhere(site: Path) -> None:
     assert 'href="demo-models.html"' in (site / "tutorial.html").read_text(encoding="utf-8")
 
 
-def test_pages_fit_a_phone_and_load_only_files(site: Path) -> None:
-    with chromium() as browser:
-        tab = browser.new_context(viewport={"width": 400, "height": 800}).new_page()
-        asked: list[str] = []
-        complaints: list[str] = []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        for path in sorted(site.glob("*.html")):
-            if path.name != "404.html":  # which a server shows, with links from its root
-                tab.goto(path.as_uri())
-                assert tab.evaluate("document.documentElement.scrollWidth") <= 400, path.name
-        assert complaints == []
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+def test_pages_fit_a_phone_and_load_only_files(site: Path, browser: Browser) -> None:
+    tab = browser.new_context(viewport={"width": 400, "height": 800}).new_page()
+    asked: list[str] = []
+    complaints: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    for path in sorted(site.glob("*.html")):
+        if path.name != "404.html":  # which a server shows, with links from its root
+            tab.goto(path.as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 400, path.name
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []

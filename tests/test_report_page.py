@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from browser import Opened, chromium, opened
+from browser import Opened, opened
 from report_files import HOSTILE, clusters, make_comparison, make_expert_set, make_profile, write_all
 from report_results import make_evaluation, make_sweep
 from test_report_probing import hostile_probing, make_probing
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 PAPER_PIXELS = 695  # A4 is 210 mm wide, less two margins of 13 mm, at 96 pixels an inch
 GENEROUS_MS = 20_000  # a page opens within 3 s on an idle machine; tests may run on a busy one
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser import chromium, opened
+from browser import opened
 from cli_runner import cli
 from redundancy_results import ORDER, SIZES, make_redundancy
 from report_files import HOSTILE, data_of, make_profile, write_json
@@ -196,12 +195,6 @@ def test_report_takes_the_file_with_tables_and_pictures(tmp_path: Path) -> None:
     cli("report", "b.json", "--csv", "more", "-o", "b.html", cwd=tmp_path).fails(
         2, "b.json: no tables can be made of it"
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.mark.parametrize(
