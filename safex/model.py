@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .token_rows import TokenRows
 
 Tokens: TypeAlias = Sequence[int]
-Prompts: TypeAlias = "PromptSet | Sequence[str] | Sequence[Tokens]"
+Prompts: TypeAlias = "PromptSet | Sequence[Prompt] | Sequence[str] | Sequence[Tokens]"
 Counter: TypeAlias = Callable[[int], None]
 NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, str, str]  # experts, forced, pool, phase
 NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
@@ -574,7 +574,13 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
         return prompts
     if isinstance(prompts, str):
         raise InputError("prompts is one text, expected a list: [text]")
-    return PromptSet.of(p if isinstance(p, str) else " ".join(map(str, p)) for p in prompts)
+    ready = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+    plain = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
+    if ready and plain:
+        raise InputError("prompts mixes Prompt objects with texts or tokens: make all of them Prompt")
+    if ready:
+        return PromptSet(ready)
+    return PromptSet.of(p if isinstance(p, str) else " ".join(map(str, p)) for p in plain)
 
 
 def _messages(prompt: str | Prompt) -> list[dict[str, str]]:

@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny_models
 from browser import chromium
 
 import safex
+from safex import serve_llama
+from safex.errors import InputError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -62,6 +64,15 @@ def browser() -> Iterator[Browser]:
 
 
 # --- unpatched llama.cpp, to compare with
+
+
+@pytest.fixture(scope="session")
+def llama() -> Any:
+    """llama-cpp-python's Llama on our library, which applies adapters at run time."""
+    try:
+        return serve_llama.llama_cpp_python().Llama
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

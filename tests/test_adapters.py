@@ -15,7 +15,6 @@ import tiny_models
 from lora_files import llama_cpp, logits, lora_matrices, write_lora
 from safetensors.numpy import load, save_file
 
-from safex import serve_llama
 from safex.errors import InputError, UnsupportedError
 from safex.experts import Expert
 from safex.merging import KINDS, Deltas, ExpertTensors, Shape, open_adapter, open_pair
@@ -473,14 +472,6 @@ def test_expert_tensors_of_architectures(arch: str, tiny_path: Callable[..., Pat
 
 
 # llama.cpp itself
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    try:
-        return serve_llama.llama_cpp_python().Llama
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 6.0])

@@ -14,7 +14,6 @@ from cli_runner import cli
 from lora_files import llama_cpp, logits, lora_matrices, write_lora
 
 import safex
-from safex import serve_llama
 from safex.errors import InputError
 from safex.merging import ExpertTensors
 from safex.merging.merging import SurvivalError
@@ -100,12 +99,10 @@ def test_survival_is_what_numpy_says(tiny_path: TinyPath, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("arch", ["qwen3moe", "llama", "gpt-oss"])
-def test_all_experts_act_as_the_adapter_at_run_time(arch: str, tiny_path: TinyPath, tmp_path: Path) -> None:
+def test_all_experts_act_as_the_adapter_at_run_time(
+    arch: str, llama: Any, tiny_path: TinyPath, tmp_path: Path
+) -> None:
     """The merged file's logits equal those of llama.cpp with the same adapter applied at run time."""
-    try:
-        llama: Any = serve_llama.llama_cpp_python().Llama
-    except InputError as error:
-        pytest.skip(str(error))
     lora, _ = lora_for(tiny_path(arch), tmp_path)
     safex.merge(tiny_path(arch), tmp_path / "m.gguf", lora, "all", 0.7)
     merged = logits(llama, tmp_path / "m.gguf")

@@ -24,7 +24,6 @@ from test_in_place import SLOWED
 from test_merge import EXPERTS, chosen, lora_for, tensors_of
 
 import safex
-from safex import serve_llama
 from safex.errors import InputError
 from safex.merging import ExpertTensors, open_adapter
 
@@ -125,12 +124,8 @@ def test_promoted_tensors_are_what_the_gguf_package_makes_of_them(tmp_path: Path
     assert dry.growth == report.growth and dry.survivals == report.survivals and not dry.paths
 
 
-def test_a_promoted_file_runs_in_llama_cpp(tiny_path: TinyPath, tmp_path: Path) -> None:
+def test_a_promoted_file_runs_in_llama_cpp(llama: Any, tiny_path: TinyPath, tmp_path: Path) -> None:
     """A Q4_0 file with all experts promoted to F32 acts as its F32 form with the adapter applied at run time."""
-    try:
-        llama: Any = serve_llama.llama_cpp_python().Llama
-    except InputError as error:
-        pytest.skip(str(error))
     base = tiny_path("qwen3moe", "q4_0")
     lora, _ = lora_for(base, tmp_path)
     safex.merge(base, tmp_path / "plain.gguf", lora, "all", 1e-9, promote="f32", min_survival=-1)

@@ -319,3 +319,13 @@ def test_a_gain_equals_a_file_with_scaled_experts(arch: str, exact: Exact, tmp_p
         tiny_models.write_gguf(edited, arch, tensors)
         with safex.Model(edited, flash_attn=False, kv_type="f32") as scaled:
             np.testing.assert_allclose(results[gain], scaled.logits(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_list_of_prompts_is_what_their_set_is(demo: safex.Model) -> None:
+    """It was taken for tokens, and its fields for the text."""
+    prompts = safex.PromptSet.bundled("demo").limited(2)
+    wanted, found = demo.profile(prompts), demo.profile(list(prompts))
+    np.testing.assert_array_equal(found.counts, wanted.counts)
+    assert list(found.sets) == prompts.sets and found.meta["prompts_hash"] == wanted.meta["prompts_hash"]
+    with pytest.raises(safex.InputError, match="mixes Prompt objects with texts"):
+        demo.profile([prompts[0], "How do I bake bread?"])

@@ -19,11 +19,11 @@ from safex import model_file
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", minversion="5")
 
-import train_demo  # noqa: E402
-from demo import checkpoint, files, train  # noqa: E402
-from demo import tokenizer as bpe  # noqa: E402
-from demo.architectures import ARCHITECTURES, DEFAULT, Config  # noqa: E402
-from demo.model import Model  # noqa: E402
+import train_demo
+from demo import checkpoint, files, train
+from demo import tokenizer as bpe
+from demo.architectures import ARCHITECTURES, DEFAULT, Config
+from demo.model import Model
 
 TOKENIZER = bpe.train(0, samples=200)
 MOE = tuple(arch for arch in ARCHITECTURES if arch != "dense")

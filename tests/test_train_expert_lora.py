@@ -23,11 +23,11 @@ transformers = pytest.importorskip("transformers", minversion="5")
 peft = pytest.importorskip("peft", minversion="0.19")
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
-import hf_models  # noqa: E402
-import train_expert_lora  # noqa: E402
-from demo import sets, text  # noqa: E402
-from expert_lora.data import read  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+import hf_models
+import train_expert_lora
+from demo import sets, text
+from expert_lora.data import read
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ARCHITECTURES = ("qwen3moe", "qwen2moe", "llama", "olmoe")
 CHOSEN = [Expert(1, 2), Expert(1, 5), Expert(3, 0)]

@@ -198,8 +198,9 @@ def test_keys_of_responses_are_listed(folder: Path) -> None:
 
 def test_keys_of_features_are_listed(folder: Path) -> None:
     with safe_open(folder / "demo.features.safetensors", "numpy") as file:
-        named = {name for name in file.keys() if ":" not in name}  # noqa: SIM118
+        tensors: list[str] = file.keys()
         metadata = file.metadata()
+    named = {name for name in tensors if ":" not in name}
     content = json.loads(metadata["safex"])
     assert named | set(metadata) | set(content) | set(content["prompts"]) | set(content["roster"]) <= section(
         "features"

@@ -61,7 +61,7 @@ def measure_speeds(model: Model, prompts: PromptSet, settings: Settings) -> Spee
     answered, _ = _timed(lambda: model.generate(sample, settings.max_new))
     experts = _sample_of_experts(model)
     masks: list[Any] = [[expert] for expert in experts for _ in sample]
-    masked, _ = _timed(lambda: model.score(list(sample) * len(experts), [0], masks))  # type: ignore[arg-type]
+    masked, _ = _timed(lambda: model.score(list(sample) * len(experts), [0], masks))
     dumped, _ = _timed(lambda: model.dump(experts, sample))
     n = len(sample)
     return Speeds(counted / n, answered / n, masked / len(masks), dumped / (n * len(experts)), used)
