@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from safex.errors import DeviceError, DiskError, InputError, SafexError
 
 from .audit_tables import print_plan, show
-from .eval import load_prompts, make_judges
+from .eval import add_length_option, add_prompt_options, load_prompts, make_judges
 from .output import Output
 from .parser import MODEL_HELP, add_model_options, finite, not_negative, open_model, positive, share
 from .progress import Steps, make_steps
@@ -72,17 +72,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--prompts",
-        action="append",
-        metavar="SET=FILE",
-        help="prompts of a set (regular, jailbreak, benign); a column 'comply' holds what real compliance must "
-        "contain; may be repeated (default: the sets that ship with safex-native)",
-    )
-    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
-    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
-    add(
+    add_prompt_options(parser)
+    parser.add_argument(
         "--profile",
         metavar="FILE",
         help="a profile of these prompts, made before: they are not counted again",
@@ -125,7 +116,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="as in eval; may be repeated, the first carries the verdict (default keyword)",
     )
-    add("--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)")
+    add_length_option(parser)
     add(
         "--seed",
         type=not_negative,
