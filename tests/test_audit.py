@@ -433,16 +433,16 @@ def running(folder: Path, stage: str) -> Callable[[], bool]:
     return is_running
 
 
-def journal_of(stage: str) -> str:
-    return {"sweep": "demo.sweep.json.journal", "evaluate": "demo.responses.jsonl"}[stage]
+# What a stage writes as it goes, and how much shows that it is under way and not nearly done (22 kB and 500 kB).
+JOURNALS = {"sweep": ("demo.sweep.json.journal", 2_000), "evaluate": ("demo.responses.jsonl", 20_000)}
 
 
 def test_killed_at_several_stages_and_resumed_gives_the_same_numbers(done: Path, tmp_path: Path) -> None:
     folder = tmp_path / "demo.audit"
-    for stage in ("sweep", "evaluate"):
+    for stage, (name, size) in JOURNALS.items():
         process = start("audit", "demo", *WORDS, "--quiet", cwd=tmp_path)
         wait_until(process, running(folder, stage))
-        wait_until(process, grown(folder / journal_of(stage), 20_000))
+        wait_until(process, grown(folder / name, size))
         signalled(process, signal.SIGKILL)
     last = cli("audit", "demo", *WORDS, "--quiet", "--json", cwd=tmp_path)
     assert last.code == 0, last.err

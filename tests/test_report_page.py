@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,13 @@ def shown(browser: Browser, page_file: Path) -> Iterator[Opened]:
 
 
 def click_cell(shown: Opened, row: int, expert: int, shape: tuple[int, int]) -> None:
-    """Click the middle of a cell, as a person does."""
+    """Click the middle of a cell, as a person does, on a whole pixel that lies within it: some are hardly wider."""
     plot = shown.page.locator("#map-plot .nsewdrag")
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     assert box
-    x = box["x"] + box["width"] * (expert + 0.5) / shape[1]
+    left, middle = (box["x"] + box["width"] * (expert + at) / shape[1] for at in (0, 0.5))
+    x = max(math.floor(middle), math.ceil(left))
     y = box["y"] + box["height"] * (row + 0.5) / shape[0]
     shown.page.mouse.move(x - 2, y)
     shown.page.mouse.move(x, y, steps=3)
