@@ -16,10 +16,10 @@ import gguf
 import numpy as np
 import pytest
 import quant_models
+import stock_llama
 import tiny_models
 from cli_runner import cli, environment
-from lora_files import logits
-from stock_llama import Quantizer
+from lora_files import TOKENS, logits
 from test_in_place import SLOWED
 from test_merge import EXPERTS, chosen, lora_for, tensors_of
 
@@ -137,6 +137,27 @@ def test_a_promoted_file_runs_in_llama_cpp(llama: Any, tiny_path: TinyPath, tmp_
     assert np.linalg.norm(untouched - wanted) > 0.02 * np.linalg.norm(wanted)
 
 
+def test_unpatched_llama_cpp_reads_what_was_merged(
+    llama: Any, tiny_path: TinyPath, ordinary: Path, tmp_path: Path
+) -> None:
+    """Merged in the own type, promoted, and promoted in parts: the same logits as in ours, and not the base's."""
+    base = tiny_path("qwen3moe", "q4_0")
+    lora, _ = lora_for(base, tmp_path)
+    weights = tiny_models.tiny_tensors("qwen3moe")
+    tiny_models.write_gguf(tmp_path / "parts.gguf", "qwen3moe", weights, quant="q4_0", split=12)
+    parts = sorted(tmp_path.glob("parts-*.gguf"))
+    paths = [
+        safex.merge(source, tmp_path / f"{name}.gguf", lora, EXPERTS, promote=promote).paths[0]
+        for name, source, promote in (("own", base, None), ("one", base, "q8_0"), ("many", parts[0], "q8_0"))
+    ]
+    own, one, many, before = stock_llama.logits(ordinary, [*paths, base], TOKENS, tmp_path)
+    np.testing.assert_array_equal(one, many)
+    for path, found in zip(paths, (own, one, many), strict=True):
+        wanted = logits(llama, path)
+        assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+        assert np.linalg.norm(found - before) > 0.01 * np.linalg.norm(before)
+
+
 def test_a_promoted_file_that_lies_is_found_out(tiny_path: TinyPath, tmp_path: Path) -> None:
     """One byte in the slice of an expert that was only recoded."""
     base, out = tiny_path("qwen3moe", "q4_0"), tmp_path / "m.gguf"
@@ -183,7 +204,7 @@ def test_quantized_merges_are_what_stock_ggml_makes_of_them(
     kind: str, stock_bin: Path, tmp_path: Path
 ) -> None:
     """Stock ggml decodes, NumPy adds, stock ggml encodes: the same bytes."""
-    stock = Quantizer(stock_bin)
+    stock = stock_llama.Quantizer(stock_bin)
     base = quant_models.write(tmp_path / "base.gguf", kind, stock)
     lora, _ = lora_for(base, tmp_path, 0.001)
     options = {"imatrix": imatrix_of(tmp_path, base)} if kind in quant_models.NEED_IMATRIX else {}
