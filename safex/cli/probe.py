@@ -25,7 +25,8 @@ DESCRIPTION = """\
 Train linear probes on the outputs of experts: can harmful prompts be told from harmless ones there, alone and as a
 group? Every prompt is scored by probes that saw neither it nor its twins. Beside them: random experts of the same
 layers and as often selected, the larger class, a bag of words, shuffled labels, learning curves, and probes of plain
-requests tried on disguised ones. Time grows with the cube of the number of prompts: --limit bounds it."""
+requests tried on disguised ones. Time grows with the cube of the number of prompts (--limit bounds it), and with each
+task, repeat, shuffle and dumped control draw."""
 EXAMPLE = """\
   safex-native probe demo.features.safetensors
   safex-native probe model.features.safetensors --task regular-benign --hold-out category --csv tables
