@@ -5,7 +5,8 @@
     python scripts/reproduce.py --run DIR --docs docs                  # and the page from what is there
 
 DIR holds models/ (trained where missing), a folder of results for each model and results.json, from which the page and
-its figures are made. Needs the extra `train` (torch, transformers 5, peft) and tokenizers; two processes at a time.
+its figures are made. Needs the extra `train` (torch, transformers 5, peft) and tokenizers. As many models are worked on
+at a time as there are cores (`taskset` chooses them).
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +30,15 @@ from demo import sets
 from reproduction import figures, page, results
 from reproduction.adapters import RANK, SCALES, Repair
 from reproduction.study import Prompts, Scale, Study
-from reproduction.subjects import MOE, SHIPPED, TRAINABLE, TYPES, Subject, subjects, train, write
+from reproduction.subjects import MOE, SHIPPED, TRAINABLE, TYPES, Subject, make, subjects, write
 
 import safex
 from safex.result_file import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTOR = 2  # held-out prompts, times those that ship
+
+Tables = dict[str, list[Any]]  # rows of each table
 
 
 def arguments() -> argparse.Namespace:
@@ -63,8 +70,8 @@ def say(text: str) -> None:
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
-def prompts(run: Path) -> Prompts:
-    """Requests as training drew them to find experts on, held-out ones to measure on."""
+def write_texts(run: Path) -> None:
+    """Prompts as training drew them to find experts on, held-out ones to measure on, and pairs for repair."""
     folders = {"found": sets.training_sample(), "held-out": sets.held_out(sets.ROUNDS * FACTOR, FACTOR)}
     for name, files in folders.items():
         folder = run / "prompts" / name
@@ -72,24 +79,20 @@ def prompts(run: Path) -> Prompts:
         for stem, rows in files.items():
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{stem}.jsonl").write_text(lines, encoding="utf-8")
-    return Prompts.load(run / "prompts" / "found", run / "prompts" / "held-out")
+    sets.write_pairs(run / "pairs")
 
 
 class Run:
-    """A run in a folder."""
+    """A run in a folder, whose texts are written."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Make the folder and the prompts."""
+        """Nothing is measured yet."""
         self.folder: Path = args.run
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.models: Path = args.models or self.folder / "models"
         self.subjects = subjects(args.arch or [*MOE, "dense"], args.seeds)
-        self.first = self.subjects[len(SHIPPED)].arch
-        self.prompts = prompts(self.folder)
+        self.prompts = Prompts.load(self.folder / "prompts" / "found", self.folder / "prompts" / "held-out")
         self.merged: tuple[str, ...] = tuple(args.merge)
         self.scale = Scale()
-        self.times = self.folder / "times.json"
-        self.seconds: dict[str, float] = json.loads(self.times.read_text()) if self.times.exists() else {}
 
     def study(self, subject: Subject, kind: str = "q8_0") -> Study:
         """A model file's study, in its folder."""
@@ -100,52 +103,41 @@ class Run:
             shutil.copy(subject.truth(self.models), folder / "truth.json")
         return Study(file, folder, self.prompts, self.scale, say)
 
-    def timed(self, name: str, rows: list[Any], started: float) -> list[Any]:
-        """The rows; their time added to that of earlier runs, which this one went on with."""
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 1)
-        write_json(self.times, self.seconds)
-        return [row for row in rows if row]
-
-    def tables(self) -> dict[str, Any]:
-        """Everything, table by table."""
-        started = time.monotonic()
-        train(self.subjects, self.models, say)
-        self.timed("training", [], started)
-        parts = {
-            "masking": lambda: [self._masking(one) for one in self.subjects],
-            "probing": lambda: [
-                row for one in self._natural() for row in results.probing(one, self.study(one))
-            ],
+    def tables(self, family: list[Subject]) -> Tables:
+        """Train what is missing and do everything with it: rows for each table. Adds to the family's times."""
+        measured = [
+            one for one in family if not one.bundled and not one.is_dense and one.seed == self._first.seed
+        ]
+        natural = [one for one in measured if one.kind == "natural"]
+        parts: dict[str, Callable[[], list[Any]]] = {
+            "training": lambda: [make(one, self.models, say) for one in family if not one.bundled],
+            "masking": lambda: [results.masking(one, self.study(one)) for one in family],
+            "probing": lambda: [row for one in natural for row in results.probing(one, self.study(one))],
             "merging": lambda: [
-                row for one in self._natural() if one.arch in self.merged for row in self._merging(one)
+                row for one in natural if one.arch in self.merged for row in self._merging(one)
             ],
             "types": lambda: [
-                row for one in self._first() if one.arch == self.first for row in self._types(one)
+                row for one in measured if one.arch == self._first.arch for row in self._types(one)
             ],
-            "redundancy": lambda: [results.redundancy(one, self.study(one)) for one in self._first()],
+            "redundancy": lambda: [results.redundancy(one, self.study(one)) for one in measured],
         }
-        found = {}
-        for name, make in parts.items():
+        times = self.folder / "times" / f"{family[0].name}.json"
+        times.parent.mkdir(exist_ok=True)
+        seconds: dict[str, float] = json.loads(times.read_text()) if times.exists() else {}
+        found: Tables = {}
+        for name, rows in parts.items():
             started = time.monotonic()
-            found[name] = self.timed(name, make(), started)
+            found[name] = [row for row in rows() if row]
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 1)
+            write_json(times, seconds)
         return found
 
-    def _first(self) -> list[Subject]:
-        """The models with experts, of the first seed, that are trained here."""
-        trained = [one for one in self.subjects if not one.bundled and not one.is_dense]
-        return [one for one in trained if one.seed == trained[0].seed]
-
-    def _natural(self) -> list[Subject]:
-        return [one for one in self._first() if one.kind == "natural"]
-
-    def _masking(self, subject: Subject) -> Any:
-        return results.masking(subject, self.study(subject))
+    @property
+    def _first(self) -> Subject:
+        return self.subjects[len(SHIPPED)]
 
     def _merging(self, subject: Subject) -> list[Any]:
-        pairs = self.folder / "pairs"
-        if not pairs.exists():
-            sets.write_pairs(pairs)
-        repair = Repair(self.study(subject), subject.checkpoint(self.models), pairs)
+        repair = Repair(self.study(subject), subject.checkpoint(self.models), self.folder / "pairs")
         repair.run()
         return results.merging(subject, repair)
 
@@ -155,8 +147,59 @@ class Run:
         return results.types(subject, group, studies)
 
 
-def about(run: Run) -> dict[str, Any]:
-    """What the results were made with."""
+# --- families side by side, a core each
+
+
+def available_cores() -> list[int]:
+    """Numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+worker: Run  # of a process of the pool
+
+
+def begin(args: argparse.Namespace, cores: Any) -> None:
+    """Make this process a worker on a core of its own."""
+    global worker
+    os.sched_setaffinity(0, {cores.get()})
+    worker = Run(args)
+
+
+def work(family: list[Subject]) -> Tables:
+    """A family's rows, in a worker."""
+    return worker.tables(family)
+
+
+def everything(args: argparse.Namespace, run: Run) -> Tables:
+    """All families' rows, table by table, in the order of the subjects."""
+    families: dict[object, list[Subject]] = {}  # models of one stage 1: one after the other
+    for subject in run.subjects:
+        families.setdefault(subject.bundled or (subject.arch, subject.seed), []).append(subject)
+    slowest_first = sorted(families.values(), key=lambda family: bool(family[0].bundled))
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in available_cores():
+        cores.put(core)
+    with ProcessPoolExecutor(len(available_cores()), context, begin, (args, cores)) as pool:
+        done = [pool.submit(work, family) for family in slowest_first]
+        try:
+            tables = [one.result() for one in done]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    order = {subject.name: number for number, subject in enumerate(run.subjects)}
+    return {
+        name: sorted((row for one in tables for row in one[name]), key=lambda row: order[row["model"]])
+        for name in tables[0]
+        if name != "training"
+    }
+
+
+def about(run: Run, minutes: float) -> dict[str, Any]:
+    """What the results were made with; ``seconds``: of each part, all families and earlier runs together."""
+    seconds: Counter[str] = Counter()
+    for path in sorted((run.folder / "times").glob("*.json")):
+        seconds.update(json.loads(path.read_text()))
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -165,21 +208,24 @@ def about(run: Run) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "version": safex.__version__,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(available_cores()),
+        "minutes": round(minutes, 1),
         "held_out": counts,
         "scale": vars(run.scale),
         "rank": RANK,
         "merge_scales": {how: scale for how, (_, scale) in SCALES.items()},
-        "seconds": run.seconds,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
 
 
 def main() -> int:
     """Do what is missing, write results.json, and the page where it is asked for."""
     args = arguments()
+    started = time.monotonic()
+    write_texts(args.run)
     run = Run(args)
-    tables = run.tables()
-    found = {"about": about(run), **tables}
+    tables = everything(args, run)
+    found = {"about": about(run, (time.monotonic() - started) / 60), **tables}
     write_json(run.folder / "results.json", found)
     if args.docs is not None:
         (args.docs / "reproduction").mkdir(parents=True, exist_ok=True)

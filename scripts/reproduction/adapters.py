@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,12 +56,12 @@ class Repair:
         return groups | {"all": [Expert(layer, expert) for layer in layers for expert in range(n)]}
 
     def run(self) -> None:
-        """Train what is missing, as many at a time as there are cores; then merge and measure one after the other."""
+        """Train what is missing; then merge and measure."""
         groups = self.groups()
         merges = [Merge(how, group) for how in SCALES for group in groups]
         wanted = {self._adapter(one, groups): one for one in merges}  # equal groups share an adapter
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(lambda one: self._train(one, groups), wanted.values()))
+        for one in wanted.values():
+            self._train(one, groups)
         self.study.evaluation("base", None)
         for one in merges:
             self._measure(one, groups)

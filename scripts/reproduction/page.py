@@ -36,12 +36,11 @@ def made(found: Row) -> str:
 def _about(about: Row) -> str:
     seconds = about["seconds"]
     counts = ", ".join(f"{n} {name}" for name, n in about["held_out"].items())
-    times = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items() if value > 1)
-    minutes, n = sum(seconds.values()) / 60, about["cores"]
-    trained = "" if seconds["training"] > 1 else "; the models were trained before"
+    times = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items())
     return (
-        f"Run of {about['date']}, commit {about['commit']}, on {n} core{'s' * (n > 1)}: {minutes:.0f} minutes ({times}"
-        f"{trained}). Held-out prompts: {counts}. {about['scale']['draws']} control masks of each drawn kind."
+        f"Run of {about['date']}, commit {about['commit']}: {about['minutes']:.0f} minutes on {about['cores']} cores. "
+        f"Core minutes: {times}. Held-out prompts: {counts}. "
+        f"{about['scale']['draws']} control masks of each drawn kind."
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,18 +72,10 @@ def subjects(archs: Sequence[str], seeds: Sequence[int]) -> list[Subject]:
     return [*SHIPPED, *natural, Subject(archs[0], "planted", seeds[0])]
 
 
-def train(wanted: Sequence[Subject], folder: Path, say: Callable[[str], None]) -> None:
-    """Train what is missing, as many at a time as there are cores; models of one stage 1 one after the other."""
-    families: dict[tuple[str, int], list[Subject]] = {}
-    for subject in (one for one in wanted if not one.bundled):
-        families.setdefault((subject.arch, subject.seed), []).append(subject)
-    (folder / "f32").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda family: [_make(subject, folder, say) for subject in family], families.values()))
-
-
-def _make(subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
+def make(subject: Subject, folder: Path, say: Callable[[str], None]) -> None:
+    """Train the model where it is missing, and write the files that the study reads."""
     exact = subject.file(folder, "f32")
+    exact.parent.mkdir(parents=True, exist_ok=True)
     if not exact.exists():
         say(f"training {subject.name}")
         stage1 = folder / f"{subject.arch}-s{subject.seed}.stage1.pt"
