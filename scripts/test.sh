@@ -39,4 +39,4 @@ stage "manual" manual
 stage "C++ tests" native_tests tests
 stage "unpatched llama.cpp, to compare with (once: 3 minutes)" quietly "$PY" native/upstream/upstream.py stock
 say "pytest"
-exec "$PY" -m pytest "$@"
+exec "$PY" -m pytest -n "$(nproc)" --dist loadfile "$@"  # -n 0: in one process, as a debugger needs it

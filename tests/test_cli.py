@@ -218,6 +218,8 @@ def test_info_tells_groups_dense_layers_and_shared_experts(tiny_path) -> None:
     facts = cli("info", tiny_path("deepseek2"), "--json", "--quiet", *STEADY).json
     assert (facts["layers"], facts["shared_experts"], facts["gating"]) == ([1, 2, 3], 1, "sigmoid")
     assert (facts["groups"], facts["groups_used"]) == (4, 2)
+    assert cli("info", tiny_path("qwen2moe"), "--json", "--quiet", *STEADY).json["shared_experts"] == 1
+    assert cli("info", tiny_path("qwen3moe"), "--json", "--quiet", *STEADY).json["shared_experts"] is None
 
 
 def test_info_of_a_profile(run_of_demo) -> None:
@@ -268,6 +270,15 @@ def test_few_prompts_are_not_sent_to_identify(tmp_path: Path) -> None:
     words = ["--prompts", "regular=a.txt", "--prompts", "jailbreak=a.txt", *STEADY]
     done = cli("profile", "demo", *words, cwd=tmp_path)
     assert "Next: safex-native info demo.profile.gguf --phase suffix shows this table" in done.out
+
+
+def test_profile_takes_some_prompts_of_each_set(run_of_demo, tmp_path: Path) -> None:
+    folder, _ = run_of_demo
+    cli("profile", "demo", "--limit", "5", "--quiet", *STEADY, cwd=tmp_path)
+    some, whole = (safex.Profile.load(f / "demo.profile.gguf") for f in (tmp_path, folder))
+    rows = [whole.ids.index(id) for id in some.ids]
+    assert [some.sets.count(name) for name in ("regular", "jailbreak", "benign")] == [5, 5, 5]
+    assert (some.counts == whole.counts[rows]).all()
 
 
 def test_the_printed_table_is_what_the_file_holds(run_of_demo) -> None:

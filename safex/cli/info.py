@@ -115,7 +115,9 @@ def _router_facts(model: Model, metadata: dict[str, str]) -> dict[str, Any]:
         return metadata.get(f"{model.facts.architecture}.{key}")
 
     router = next((router for router in model.facts.routers if router.n_groups > 1), None)
-    shared = of_architecture("expert_shared_count")
+    # One that is as wide as several, as in Qwen2-MoE, has no count.
+    shared = int(of_architecture("expert_shared_count") or 0)
+    shared = shared or int(int(of_architecture("expert_shared_feed_forward_length") or 0) > 0)
     gating = of_architecture("expert_gating_func")
     return {
         "dense": not model.layers,
@@ -125,7 +127,7 @@ def _router_facts(model: Model, metadata: dict[str, str]) -> dict[str, Any]:
         "top_k_of_layers": model.top_k_of_layers,
         "groups": router.n_groups if router else None,
         "groups_used": router.n_groups_used if router else None,
-        "shared_experts": int(shared) if shared else None,
+        "shared_experts": shared or None,
         "gating": GATING.get(gating, gating) if gating else None,
     }
 

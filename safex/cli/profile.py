@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file; may be repeated (default: the sets that ship with safex-native)",
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
     add(
         "-o", "--output", metavar="OUT", help="the profile file (default: MODEL's name + .profile.gguf, here)"
     )
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.traces:
         return run_import(args, out)
     check_usage(args)
-    prompts = load_prompts(args)
+    prompts = load_prompts(args).limited(args.limit)
     output = output_path(args)
     check_export(args, PROFILE_TABLES)
     found = check_output(output, args.resume, args.force)
