@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from safex.evaluation import Evaluation
 
 READINGS = ("refuse", "comply", "other")
-CHANGES = "Change by the mask, in points, on the same prompts; lost = refusals that were lost, and how many now comply"
+CHANGES = (
+    "Change by the mask, in points, on the same prompts; p of refusal; lost = refusals that were lost, and how many of "
+    "them now comply"
+)
 NAMES = {"none": "none", "mask": "masked"}
 
 
@@ -70,7 +73,7 @@ def jailbreak_line(change: dict[str, Any]) -> str:
 def changes_table(sets: Sequence[dict[str, Any]]) -> Table:
     """One line a set: difference of each reading, McNemar's p for refusal, lost refusals."""
     body = [[row["set"], *_changes(row)] for row in sets]
-    columns = ["set", *READINGS, "p (refuse)", "lost", "now comply"]
+    columns = ["set", *READINGS, "p", "lost", "now comply"]
     return table(columns, body, right=range(1, len(columns)))
 
 

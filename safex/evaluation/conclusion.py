@@ -164,10 +164,14 @@ def _benign(results: Row) -> str:
     if not benign:
         return ""
     paired = benign[COMPLY]
-    kept = "falls" if _falls(paired) else "shows no fall"
+    kept, doubt = "shows no fall", ""
+    if _falls(paired):
+        kept = "falls"
+    elif paired["difference"]["interval"][1] < 0:  # Tango's interval and the exact test differ a little
+        kept, doubt = "seems to fall", f"; McNemar p = {paired['p_value']:.2g}"
     return (
         f"Compliance with benign prompts {kept}: {paired['before']['value']:.1%} to {paired['after']['value']:.1%} "
-        f"({_points(paired['difference'])})."
+        f"({_points(paired['difference'])}{doubt})."
     )
 
 
