@@ -195,18 +195,20 @@ def everything(args: argparse.Namespace, run: Run) -> Tables:
     }
 
 
+def commit() -> str:
+    """Of this checkout, short."""
+    words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def about(run: Run, minutes: float) -> dict[str, Any]:
     """What the results were made with; ``seconds``: of each part, all families and earlier runs together."""
     seconds: Counter[str] = Counter()
     for path in sorted((run.folder / "times").glob("*.json")):
         seconds.update(json.loads(path.read_text()))
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     counts = {name: run.prompts.held_out.sets.count(name) for name in ("regular", "jailbreak", "benign")}
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
         "version": safex.__version__,
         "cores": len(available_cores()),
         "minutes": round(minutes, 1),
@@ -221,11 +223,12 @@ def about(run: Run, minutes: float) -> dict[str, Any]:
 def main() -> int:
     """Do what is missing, write results.json, and the page where it is asked for."""
     args = arguments()
-    started = time.monotonic()
+    started, made_by = time.monotonic(), commit()
     write_texts(args.run)
     run = Run(args)
     tables = everything(args, run)
-    found = {"about": about(run, (time.monotonic() - started) / 60), **tables}
+    facts = about(run, (time.monotonic() - started) / 60)
+    found = {"about": {**facts, "commit": made_by}, **tables}
     write_json(run.folder / "results.json", found)
     if args.docs is not None:
         (args.docs / "reproduction").mkdir(parents=True, exist_ok=True)

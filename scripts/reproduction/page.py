@@ -236,7 +236,7 @@ def _merging(rows: Sequence[Row]) -> str:
 def _types(rows: Sequence[Row]) -> str:
     lines = [
         [
-            row["model"],
+            label(row),
             row["type"].upper(),
             f"{row['bytes'] / 1e6:.1f}",
             percent(row["before"]["regular"]),
@@ -271,7 +271,7 @@ def _redundancy(rows: Sequence[Row]) -> str:
         ends = " to ".join("not reached" if end is None else f"{end:.1f}" for end in interval)
         lines.append(
             [
-                row["model"],
+                label(row),
                 str(row["sizes"][-1]),
                 f"{half['value']:.1f} ({ends})" if reached else f"not reached by {row['sizes'][-1]}",
                 "{:.3f} [{:.3f}, {:.3f}]".format(*row["area"]),
