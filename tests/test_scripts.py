@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from safex.cores import available_cores
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
 
@@ -264,7 +266,7 @@ def test_all_stages_run_in_order_and_pytest_gets_the_arguments(tree: Tree) -> No
     calls = tree.calls()
     order = [next(i for i, call in enumerate(calls) if broken in call) for broken, _ in STAGES]
     assert order == sorted(order)
-    assert calls[-1] == "python -m pytest -k some"
+    assert calls[-1] == f"python -m pytest -n {available_cores()} --dist loadfile -k some"
     assert "stage failed" not in done.stderr
 
 
