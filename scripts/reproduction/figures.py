@@ -80,7 +80,7 @@ def _redundancy(rows: list[Row]) -> Any:
         axes.set_xscale("symlog", base=2, linthresh=1)
         sizes = [a for a, b in pairwise([*row["sizes"], 1e9]) if b > 1.3 * a]  # room for the numbers
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.set_title(row["model"], fontsize=8)
+        axes.set_title(label(row), fontsize=8)
         axes.set_ylim(-0.03, 1.03)
     grid[0][0].legend(fontsize=8)
     figure.supxlabel("experts masked", fontsize=9)
