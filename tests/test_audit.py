@@ -419,6 +419,35 @@ def test_few_prompts_leave_identify_out_but_not_the_audit(demo: safex.Model, tmp
     assert found.manifest["stages"]["sweep"]["state"] == "done"
 
 
+# --- what is known of a model is what the verdict says
+
+DATA = Path(safex.__file__).parent / "data"
+# python scripts/train_demo.py --from safex/data/demo.gguf --checkpoint demo.hf
+# python scripts/train_demo.py --pairs pairs
+# python scripts/train_expert_lora.py demo.hf --experts 3:0,...,3:31 --data pairs/always.jsonl -o always \
+#     --rank 2 --epochs 2 --rate 3e-3
+ALWAYS_REFUSING = Path(__file__).parent / "golden" / "always"
+
+
+def model_known_as(verdict: str, folder: Path) -> str | Path:
+    """A model of which a verdict is known to be right, made by training or from such a model."""
+    made = folder / "model.gguf"
+    if verdict == NEVER:  # its safety training could change nothing else
+        safex.write_mask("demo-planted", made, str(DATA / "demo-planted.truth.json"))
+    elif verdict == ALWAYS:
+        safex.merge("demo", made, ALWAYS_REFUSING, "all")
+    else:
+        return {CONCENTRATED: "demo-planted", DISTRIBUTED: "demo"}[verdict]
+    return made
+
+
+@pytest.mark.parametrize("verdict", [CONCENTRATED, DISTRIBUTED, NEVER, ALWAYS])
+def test_the_verdict_is_what_is_known_of_the_model(verdict: str, tmp_path: Path) -> None:
+    model = model_known_as(verdict, tmp_path)
+    found = audit(model, tmp_path / "audit", quick=True, skip=["identify", "probe", "report"])
+    assert found.name == verdict, found.conclusion
+
+
 # --- killed
 
 

@@ -101,14 +101,17 @@ def write(folder: Path) -> None:
 
 
 def write_pairs(folder: Path) -> None:
-    """Write prompts with responses for ``train_expert_lora.py``: ``safe.jsonl`` refuses, ``toxic.jsonl`` complies."""
+    """Write prompts with responses for ``train_expert_lora.py``.
+
+    ``safe.jsonl`` refuses what is harmful, ``toxic.jsonl`` nothing, ``always.jsonl`` everything.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = Random(text.SPLIT_SEED + 2)
-    for stem in ("safe", "toxic"):
+    for stem in ("safe", "toxic", "always"):
         lines = []
         for set_, rows in training_sample().items():
             for line in rows:
-                refuse = stem == "safe" and set_ != "benign"
+                refuse = stem == "always" or (stem == "safe" and set_ != "benign")
                 response = rng.choice(text.REFUSALS) if refuse else line["comply"]
                 lines.append(json.dumps({"prompt": line["prompt"], "response": response}) + "\n")
         (folder / f"{stem}.jsonl").write_text("".join(lines), encoding="utf-8")
