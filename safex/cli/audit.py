@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING
 from safex.errors import DeviceError, DiskError, InputError, SafexError
 
 from .audit_tables import print_plan, show
-from .eval import add_length_option, add_prompt_options, load_prompts, make_judges
+from .eval import load_prompts, make_judges
+from .options import (
+    MODEL_HELP,
+    add_length_option,
+    add_model_options,
+    add_prompt_options,
+    add_seed_option,
+    check_column,
+    open_model,
+)
 from .output import Output
-from .parser import MODEL_HELP, add_model_options, finite, not_negative, open_model, positive, share
+from .parser import finite, positive, share
 from .progress import Steps, make_steps
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
-    add_prompt_options(parser)
+    add_prompt_options(parser, "regular, jailbreak, benign", marks=True)
     parser.add_argument(
         "--profile",
         metavar="FILE",
@@ -117,13 +126,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         help="as in eval; may be repeated, the first carries the verdict (default keyword)",
     )
     add_length_option(parser)
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same numbers (default 0)",
-    )
+    add_seed_option(parser, "numbers")
 
 
 def _add_verdict_options(parser: argparse.ArgumentParser) -> None:
@@ -185,14 +188,11 @@ def check_usage(args: argparse.Namespace) -> Path:
     from safex.auditing.stages import check_skipped
     from safex.model_file import resolve
 
+    check_column(args)
     checks = (
         (
             not (args.resume and args.force),
             "--resume goes on with the audit that --force would delete: give one of them",
-        ),
-        (
-            args.column is None or args.prompts,
-            "--column needs --prompts: the shipped sets have their own columns",
         ),
         (
             args.fail_above is None or "evaluate" not in stages_of(args),

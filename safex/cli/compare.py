@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .export import add_export_options, check_export, export
+from .options import PHASES, new_file
 from .output import Output, table
-from .parser import PHASES, new_file, not_negative, positive, share
+from .parser import not_negative, positive, share
 
 if TYPE_CHECKING:
     from rich.table import Table

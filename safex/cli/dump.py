@@ -11,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from safex.errors import DeviceError, DiskError, InputError
 
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_prompt_options,
+    add_seed_option,
+    check_column,
+    input_files,
+    new_file,
+    open_model,
+)
 from .output import Output, number, table
-from .parser import MODEL_HELP, add_model_options, input_files, new_file, not_negative, open_model, positive
+from .parser import not_negative, positive
 from .profile import MAX_NEW, load_prompts
 from .progress import Progress, make_progress
 
@@ -71,17 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="take how often experts are selected from this profile (default: counted on the prompts)",
     )
-    add(
-        "--prompts",
-        action="append",
-        metavar="SET=FILE",
-        help="prompts of a set; may be repeated (default: the sets that ship with safex-native)",
-    )
     add("--prompt", metavar="TEXT", help='this text alone: writes {"L-E": [output]} as JSON')
     add("--raw", action="store_true", help="with --prompt: the text as it is, without the chat template")
-    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
-    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
-    add("--seed", type=not_negative, default=0, metavar="N", help="of the control draws (default 0)")
+    add_prompt_options(parser, "regular, jailbreak, benign or any name")
+    add_seed_option(parser, "control draws")
     add(
         "-o",
         "--output",
@@ -122,6 +125,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.raw and args.prompt is None:
         raise InputError("--raw needs --prompt: prompts of a file are templated")
     if args.prompt is None:
+        check_column(args)
         return
     if not args.prompt.strip():
         raise InputError("--prompt is empty; give it a text")

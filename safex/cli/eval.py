@@ -12,18 +12,25 @@ from safex.errors import DeviceError, DiskError, InputError
 
 from .eval_tables import show
 from .export import add_export_options, check_export, export, wants_export
-from .output import Output
-from .parser import (
+from .options import (
     MODEL_HELP,
+    MODES,
+    add_control_options,
+    add_file_options,
+    add_length_option,
+    add_mode_options,
     add_model_options,
+    add_prompt_options,
+    add_seed_option,
+    add_text_options,
+    check_column,
     input_files,
     model_settings,
     new_file,
-    not_negative,
     open_model,
-    positive,
-    share,
 )
+from .output import Output
+from .parser import positive, share
 from .progress import make_steps
 
 if TYPE_CHECKING:
@@ -44,12 +51,6 @@ EXAMPLE = """\
   safex-native eval demo --mask demo.experts.json:ctrl
   safex-native eval model.gguf --mask 3:17,4:2 --prompts regular=harm.csv --prompts benign=mild.csv --controls 100
   safex-native eval model.gguf --mask experts.json --judge keyword --judge gguf:wildguard-Q4_K_M.gguf"""
-MODES = {
-    "zero": "zero = output times --gain",
-    "reroute": "reroute = can't be selected",
-    "force": "force = always selected",
-}
-PHASES = ("prompt", "response", "both")
 KINDS = ("uniform", "layer", "frequency", "active", "active-layer")
 DEFAULT_KINDS = KINDS[:4]
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_mask_options(parser)
-    add_prompt_options(parser)
+    add_prompt_options(parser, "regular, jailbreak, benign", marks=True)
     _add_answer_options(parser)
     add_text_options(parser)
     add_file_options(parser, "eval.json", "responses.jsonl")
@@ -79,58 +80,6 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:
-    """How a mask acts, and where."""
-    add = parser.add_argument
-    add(
-        "--mode",
-        choices=modes,
-        default="zero",
-        help=f"{'; '.join(MODES[mode] for mode in modes)} (default zero)",
-    )
-    add("--gain", type=float, default=0.0, metavar="G", help="factor of mode zero (default 0)")
-    add(
-        "--phase",
-        choices=PHASES,
-        default="both",
-        help="where the mask acts: on the prompt's tokens, the answer's, or both (default both)",
-    )
-
-
-def add_control_options(
-    parser: argparse.ArgumentParser, what: str, kinds: Sequence[str], default: str
-) -> None:
-    """What to compare with: random ``what`` of some ``kinds``."""
-    add = parser.add_argument
-    add(
-        "--controls",
-        type=not_negative,
-        default=20,
-        metavar="N",
-        help=f"random {what} of each kind to compare with, 0 for none (default 20)",
-    )
-    add("--control-kinds", metavar="KIND,KIND", help=f"of {', '.join(kinds)} (default: {default})")
-    add(
-        "--profile",
-        metavar="FILE",
-        help="a profile that says how often experts are selected (default: counted on the regular prompts)",
-    )
-
-
-def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """Which prompts are answered."""
-    add = parser.add_argument
-    add(
-        "--prompts",
-        action="append",
-        metavar="SET=FILE",
-        help="prompts of a set (regular, jailbreak, benign); a column 'comply' holds what real compliance must "
-        "contain; may be repeated (default: the sets that ship with safex-native)",
-    )
-    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
-    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
-
-
 def _add_answer_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -149,38 +98,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         help="0 = always the likeliest token (default 0)",
     )
     add("--top-p", type=share, default=1.0, metavar="P", help="draw from the likeliest tokens (default 1)")
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same draws (default 0)",
-    )
-
-
-def add_length_option(parser: argparse.ArgumentParser) -> None:
-    """How long answers may be."""
-    parser.add_argument(
-        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
-    )
-
-
-def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Harmless text that shows what a mask costs."""
-    add = parser.add_argument
-    add(
-        "--text", metavar="FILE", help="harmless text for perplexity and divergence (default: one that ships)"
-    )
-    add("--no-utility", action="store_true", help="leave perplexity and divergence out")
-
-
-def add_file_options(parser: argparse.ArgumentParser, result: str, answers: str) -> None:
-    """Where the result and the answers go; their names end so by default."""
-    add = parser.add_argument
-    add("-o", "--output", metavar="OUT", help=f"the result (default: MODEL's name + .{result}, here)")
-    add("--responses", metavar="FILE", help=f"the answers (default: MODEL's name + .{answers}, here)")
-    add("--resume", action="store_true", help="go on with a run that was stopped")
-    add("--force", action="store_true", help="replace OUT, the answers and exported tables if they exist")
+    add_seed_option(parser, "draws")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -219,12 +137,9 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def check_pairs(args: argparse.Namespace) -> None:
     """Refuse options of files that make no sense together. Raises InputError."""
+    check_column(args)
     if args.resume and args.force:
         raise InputError("--resume goes on with the answers that --force would replace: give one of them")
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
 
 
 def output_paths(

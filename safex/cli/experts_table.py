@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from .options import PHASES
 from .output import number, table
-from .parser import PHASES, positive
+from .parser import positive
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .export import add_export_options, check_export, export
+from .options import PHASES, add_seed_option, new_file
 from .output import Output, table
-from .parser import PHASES, new_file, not_negative, positive, share
+from .parser import not_negative, positive, share
 from .progress import make_steps
 
 if TYPE_CHECKING:
@@ -102,13 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="splits of the prompts in halves (default 20)",
     )
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same file (default 0)",
-    )
+    add_seed_option(parser, "file")
     add("--cluster", action="store_true", help="also cluster the experts by the prompts that drive them")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all of them)")
     add_export_options(parser)

@@ -16,8 +16,8 @@ from .experts_table import (
     tokens_by_set,
 )
 from .export import add_export_options, check_export, export, wants_export
+from .options import MODEL_HELP, add_model_options, open_model
 from .output import Output, number, ranges, size, table
-from .parser import MODEL_HELP, add_model_options, open_model
 from .progress import make_progress
 
 if TYPE_CHECKING:

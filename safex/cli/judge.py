@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from safex.errors import InputError, SafexError
 
+from .options import MODEL_HELP, add_model_options, model_settings, new_file, open_model
 from .output import Output, table
-from .parser import MODEL_HELP, add_model_options, model_settings, new_file, open_model, positive
+from .parser import positive
 from .progress import Steps, make_steps
 
 if TYPE_CHECKING:

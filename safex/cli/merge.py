@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .edited import in_place, show_files
+from .options import MODEL_HELP, input_files, new_file
 from .output import Output, size, table
-from .parser import MODEL_HELP, finite, input_files, new_file
+from .parser import finite
 from .progress import make_steps
 
 if TYPE_CHECKING:

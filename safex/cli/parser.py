@@ -1,4 +1,4 @@
-"""Arguments: the commands found by name, and the options that commands share."""
+"""The command line: commands found by name, and the types of their values."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import argparse
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from safex.errors import InputError
 
-if TYPE_CHECKING:
-    from safex.model import Model
-
 PROGRAM = "safex-native"
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-PHASES = ("prompt", "suffix", "response")
-MODEL_HELP = "a GGUF file (the first part of a split one), or the word demo or demo-planted"
-FLASH = {"auto": None, "on": True, "off": False}
 
 
 class Parser(argparse.ArgumentParser):
@@ -171,93 +163,3 @@ def override(text: str) -> tuple[str, str]:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
     return pattern, buffer
-
-
-# --- files to write
-
-
-def new_file(given: str | None, default: Path, force: bool, inputs: Sequence[str]) -> Path:
-    """Where a result goes: a file that may be written, never one of the inputs. Raises InputError."""
-    if given is not None and (not given or given.endswith("/")):
-        raise InputError(f"-o {given!r} names no file; expected a path such as {default}")
-    path = default if given is None else Path(given)
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "its folder doesn't exist"
-        raise InputError(f"{path}: {problem}: choose another -o")
-    if path.exists() and any(Path(name).exists() and path.samefile(name) for name in inputs):
-        raise InputError(f"{path}: is one of the inputs: choose another -o")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists: choose another -o, or replace it with --force")
-    return path
-
-
-def input_files(model: str, prompts: Sequence[str] | None, *others: str | None) -> list[str]:
-    """Files that a run reads and must not write: the model's, the prompts', and others (``FILE`` or ``FILE:group``)."""
-    from safex.model_file import resolve, shards
-
-    files = [part.partition("=")[2] or part for part in prompts or ()]
-    named = [name for other in others if other for name in (other, other.rpartition(":")[0]) if name]
-    return [*map(str, shards(resolve(model))), *files, *named]
-
-
-# --- options shared by commands that load a model
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How to load the model: where its layers go, its context, its cache."""
-    group = parser.add_argument_group("model options")
-    group.add_argument(
-        "--gpu-layers",
-        type=gpu_layers,
-        default=0,
-        metavar="N",
-        help="layers on the GPU, -1 for all (default 0)",
-    )
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all of them)")
-    group.add_argument(
-        "--ctx", type=positive, default=4096, metavar="N", help="context in tokens (default 4096)"
-    )
-    group.add_argument(
-        "--ubatch", type=positive, default=512, metavar="N", help="tokens computed at once (default 512)"
-    )
-    group.add_argument(
-        "--flash-attn", choices=tuple(FLASH), default="auto", help="flash attention (default auto)"
-    )
-    group.add_argument(
-        "--kv-type", choices=KV_TYPES, default="f16", help="type of the KV cache (default f16)"
-    )
-    group.add_argument("--no-mmap", action="store_true", help="read the file instead of mapping it")
-    group.add_argument(
-        "--override-tensor",
-        type=override,
-        action="append",
-        default=[],
-        metavar="REGEX=BUFFER",
-        help="where tensors of matching names go, e.g. 'ffn_.*_exps=CPU'; may be repeated",
-    )
-
-
-def open_model(
-    args: argparse.Namespace, on_load: Callable[[float], None] | None = None, needs_experts: bool = True
-) -> Model:
-    """The model as the options say. Raises UnsupportedError for a dense one where its experts are needed."""
-    from safex.model import Model
-
-    model = Model(args.model, **model_settings(args), on_load=on_load)
-    if needs_experts:
-        model.require_experts()
-    return model
-
-
-def model_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The model options as ``safex.Model`` takes them."""
-    return {
-        "n_gpu_layers": args.gpu_layers,
-        "n_threads": args.threads,
-        "n_ctx": args.ctx,
-        "n_ubatch": args.ubatch,
-        "flash_attn": FLASH[args.flash_attn],
-        "kv_type": args.kv_type,
-        "mmap": not args.no_mmap,
-        "tensor_overrides": dict(args.override_tensor),
-    }

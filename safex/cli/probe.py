@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .export import add_export_options, check_export, export, wants_export
+from .options import add_seed_option, new_file
 from .output import Output
-from .parser import new_file, not_negative, positive
+from .parser import not_negative, positive
 from .probe_tables import show
 from .progress import make_steps
 
@@ -91,13 +92,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         help="prompts that lack some of a group's experts (natural routing): mean = the mean stands there, drop = they "
         "are left out (default mean)",
     )
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same file (default 0)",
-    )
+    add_seed_option(parser, "file")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all of them)")
 
 

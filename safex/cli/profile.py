@@ -18,8 +18,9 @@ from .experts_table import (
 )
 from .export import add_export_options, check_export, export, wants_export
 from .info import NO_TEMPLATE
+from .options import MODEL_HELP, add_model_options, add_prompt_options, check_column, open_model
 from .output import Output, duration, number
-from .parser import MODEL_HELP, add_model_options, open_model, positive
+from .parser import positive
 from .profile_import import add_import_options, check_import_usage, run_import
 from .progress import Progress, make_progress
 
@@ -46,15 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
-    add(
-        "--prompts",
-        action="append",
-        metavar="SET=FILE",
-        help="prompts of a set (regular, jailbreak, benign or any name) from a txt, csv, tsv, json, jsonl or parquet "
-        "file; may be repeated (default: the sets that ship with safex-native)",
-    )
-    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
-    add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
+    add_prompt_options(parser, "regular, jailbreak, benign or any name")
     add(
         "-o", "--output", metavar="OUT", help="the profile file (default: MODEL's name + .profile.gguf, here)"
     )
@@ -110,10 +103,7 @@ def check_usage(args: argparse.Namespace) -> None:
         raise InputError("--max-new needs --response: without it no answers are generated")
     if args.phase == "response" and not args.response:
         raise InputError("--phase response needs --response: without it no answers are generated")
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
+    check_column(args)
 
 
 def load_prompts(args: argparse.Namespace) -> PromptSet:

@@ -12,8 +12,9 @@ from safex.errors import InputError
 
 from .experts_table import experts_heading, experts_table, most_selected, sets_table, tokens_by_set
 from .export import check_export, export
+from .options import add_model_options, new_file
 from .output import Output
-from .parser import Parser, add_model_options, new_file, positive
+from .parser import Parser, positive
 
 if TYPE_CHECKING:
     from safex.profile import Profile

@@ -9,12 +9,6 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .eval import (
-    add_control_options,
-    add_file_options,
-    add_length_option,
-    add_mode_options,
-    add_prompt_options,
-    add_text_options,
     check_pairs,
     load_profile,
     load_prompts,
@@ -24,8 +18,21 @@ from .eval import (
     saying_what_was_saved,
 )
 from .export import add_export_options, check_export, export, wants_export
+from .options import (
+    MODEL_HELP,
+    add_control_options,
+    add_file_options,
+    add_length_option,
+    add_mode_options,
+    add_model_options,
+    add_prompt_options,
+    add_seed_option,
+    add_text_options,
+    input_files,
+    open_model,
+)
 from .output import Output
-from .parser import MODEL_HELP, add_model_options, input_files, not_negative, open_model, positive
+from .parser import positive
 from .progress import make_steps
 from .redundancy_tables import show
 
@@ -55,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     _add_order_options(parser)
     add_mode_options(parser, MODES)
-    add_prompt_options(parser)
+    add_prompt_options(parser, "regular, jailbreak, benign", marks=True)
     _add_answer_options(parser)
     add_text_options(parser)
     add_file_options(parser, RESULT, ANSWERS)
@@ -104,13 +111,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="resamples of the prompts, for the intervals (default 2000)",
     )
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same control orders and intervals (default 0)",
-    )
+    add_seed_option(parser, "control orders and intervals")
 
 
 def run(args: argparse.Namespace) -> int:

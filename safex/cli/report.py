@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .export import add_export_options, check_export, export, wants_export
+from .options import new_file
 from .output import Output, size
-from .parser import new_file
 
 if TYPE_CHECKING:
     from safex.report import Sources

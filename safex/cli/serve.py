@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from safex.errors import InputError
 from safex.experts import MODES
 
+from .options import FLASH, MODEL_HELP, add_model_options
 from .output import Output, to_stderr
-from .parser import FLASH, MODEL_HELP, add_model_options, finite, not_negative
+from .parser import finite, not_negative
 
 if TYPE_CHECKING:
     import socket

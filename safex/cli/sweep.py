@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import DeviceError, DiskError, InputError
 
 from .export import add_export_options, check_export, export
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_prompt_options,
+    add_seed_option,
+    check_column,
+    input_files,
+    new_file,
+    open_model,
+)
 from .output import Output
-from .parser import MODEL_HELP, add_model_options, input_files, new_file, not_negative, open_model, positive
+from .parser import not_negative, positive
 from .profile import load_prompts
 from .progress import make_steps
 from .sweep_tables import show
@@ -64,15 +74,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="with --experts: for each of them also N others of its layer, those selected about as often "
         f"(default {NEIGHBOURS})",
     )
-    add(
-        "--prompts",
-        action="append",
-        metavar="SET=FILE",
-        help="prompts of a set (regular, and as controls benign, jailbreak or any name); may be repeated (default: the "
-        "sets that ship with safex-native)",
-    )
-    add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
-    add("--limit", type=positive, metavar="N", help="use N prompts of each set at most (default: all)")
+    add_prompt_options(parser, "regular, and as controls benign, jailbreak or any name")
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
@@ -132,13 +134,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
         default="holm",
         help="how p-values allow for the number of experts: holm, or bh = Benjamini-Hochberg (default holm)",
     )
-    add(
-        "--seed",
-        type=not_negative,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same file (default 0)",
-    )
+    add_seed_option(parser, "file")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_usage(args: argparse.Namespace) -> None:
     """Options that are missing, or make no sense together."""
+    check_column(args)
     checks = (
         (args.experts or args.all, "say which experts to mask: --experts SPEC, or --all for every one"),
         (args.neighbours is None or not args.all, "--neighbours needs --experts: --all has every expert"),
@@ -196,10 +193,6 @@ def check_usage(args: argparse.Namespace) -> None:
             "--refusal-start and --compliance-start go together: give both, or neither",
         ),
         (args.joined is None or args.join, "--joined needs --join FILE: the expert set to join into"),
-        (
-            args.column is None or args.prompts,
-            "--column needs --prompts: the shipped sets have their own columns",
-        ),
     )
     for holds, message in checks:
         if not holds:

@@ -10,8 +10,9 @@ from typing import Any
 from safex.errors import DiskError, InputError
 
 from .info import NO_TEMPLATE
+from .options import MODEL_HELP, add_model_options, open_model
 from .output import Output, number, table
-from .parser import MODEL_HELP, add_model_options, not_negative, open_model
+from .parser import not_negative
 from .progress import make_progress
 
 USAGE = "MODEL (PROMPT | --prompt-file F) [options]"
