@@ -32,11 +32,19 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return safex.write_report(write_all(folder), folder / "out.html")
 
 
-@pytest.fixture
-def shown(browser: Browser, page_file: Path) -> Iterator[Opened]:
+@pytest.fixture(scope="module")
+def page(browser: Browser, page_file: Path) -> Iterator[Opened]:
     with opened(browser, page_file, viewport={"width": 1280, "height": 900}) as page:
         yield page
-        page.assert_clean()
+
+
+@pytest.fixture
+def shown(page: Opened) -> Iterator[Opened]:
+    """One page for all tests, which choose what they look at; opening it takes longer than they do."""
+    page.page.mouse.move(0, 0)
+    page.page.wait_for_selector("#map-tip", state="hidden")
+    yield page
+    page.assert_clean()
 
 
 def click_cell(shown: Opened, row: int, expert: int, shape: tuple[int, int]) -> None:
@@ -344,8 +352,9 @@ def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return safex.write_report([folder / name for name in names], folder / "out.html")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def results(browser: Browser, results_file: Path) -> Iterator[Opened]:
+    """One page for the tests that look at what was drawn."""
     with opened(browser, results_file, viewport={"width": 1280, "height": 900}) as page:
         yield page
         page.assert_clean()
