@@ -1,7 +1,8 @@
 """Reproduce the paper's tables on models that are trained here, and write docs/reproduction.md.
 
     python scripts/reproduce.py --run DIR                              # everything; goes on where it was stopped
-    python scripts/reproduce.py --run DIR --arch qwen3moe --seeds 0    # a part of it
+    python scripts/reproduce.py --run DIR --seeds 0 1                  # and more models
+    python scripts/reproduce.py --run DIR --arch qwen3moe              # a part of it
     python scripts/reproduce.py --run DIR --docs docs                  # and the page from what is there
 
 DIR holds models/ (trained where missing), a folder of results for each model and results.json, from which the page and
@@ -53,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--arch", action="append", choices=[*MOE, "dense"], help="may be repeated (default: all)"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the models (default: 0)")
     parser.add_argument(
         "--merge",
         nargs="+",
