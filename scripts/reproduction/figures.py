@@ -43,11 +43,11 @@ def _masking(rows: list[Row]) -> Any:
     figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1))
     wanted = [("ctrl", ORANGE, "s"), ("contrast ctrl", GREEN, "D"), ("planted", "#cc79a7", "v")]
     for place, row in enumerate(reversed(rows)):
-        _point(axes, row["before"]["regular"], place + 0.2, BLUE, "o")
+        _point(axes, row["before"]["regular"], place + 0.3, BLUE, "o")
         for number, (group, colour, shape) in enumerate(wanted):
             if (mask := main_mask(row, group)) is not None:
-                _point(axes, mask["regular"], place + 0.05 - 0.15 * number, colour, shape)
-        _point(axes, row["before"]["jailbreak"], place - 0.4, GREY, "x")
+                _point(axes, mask["regular"], place + 0.15 - 0.15 * number, colour, shape)
+        _point(axes, row["before"]["jailbreak"], place - 0.3, GREY, "x")
     for name, colour, shape in [
         ("no mask", BLUE, "o"),
         *((f"{g} masked", c, s) for g, c, s in wanted),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safex.rates import Estimate, unpaired_difference
+
 from .paper import MASKING
 
 Row = dict[str, Any]
@@ -26,6 +28,7 @@ def made(found: Row) -> str:
         nulls=_nulls(found["masking"]),
         probing=_probing(found["probing"]),
         merging=_merging(found["merging"]),
+        repair=_repair(found["merging"]),
         types=_types(found["types"]),
         redundancy=_redundancy(found["redundancy"]),
         rank=about["rank"],
@@ -231,6 +234,16 @@ def _merging(rows: Sequence[Row]) -> str:
         "survival",
     ]
     return table(columns, lines, 2)
+
+
+def _repair(rows: Sequence[Row]) -> str:
+    """Additive merges into the paper's group, less those into random experts."""
+    found = {(row["title"], row["how"], row["group"]): Estimate(*row["jailbreak"]) for row in rows}
+    lines = []
+    for title in dict.fromkeys(row["title"] for row in rows):
+        ctrl, random = (found[title, "additive", group] for group in ("ctrl", "random"))
+        lines.append(f"- **{title}**: {points(unpaired_difference(random, ctrl))}")
+    return "\n".join(lines)
 
 
 def _types(rows: Sequence[Row]) -> str:
