@@ -6,8 +6,8 @@
     python scripts/reproduce.py --run DIR --docs docs                  # and the page from what is there
 
 DIR holds models/ (trained where missing), a folder of results for each model and results.json, from which the page and
-its figures are made. Needs the extra `train` (torch, transformers 5, peft) and tokenizers. As many models are worked on
-at a time as there are cores (`taskset` chooses them): 53 minutes on 2 cores for one seed, half of them training, 75 for two.
+its figures are made. Needs the extra `train` (torch, transformers 5, peft). As many models are worked on at a time as
+there are cores (`taskset` chooses them): on 2 about 53 minutes for one seed, half of them training, and 75 for two.
 """
 
 from __future__ import annotations
