@@ -443,8 +443,8 @@ def model_known_as(verdict: str, folder: Path) -> str | Path:
 
 @pytest.mark.parametrize("verdict", [CONCENTRATED, DISTRIBUTED, NEVER, ALWAYS])
 def test_the_verdict_is_what_is_known_of_the_model(verdict: str, tmp_path: Path) -> None:
-    model = model_known_as(verdict, tmp_path)
-    found = audit(model, tmp_path / "audit", quick=True, skip=["identify", "probe", "report"])
+    with safex.Model(model_known_as(verdict, tmp_path)) as model:
+        found = audit(model, tmp_path / "audit", quick=True, skip=["identify", "probe", "report"])
     assert found.name == verdict, found.conclusion
 
 
