@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing and runs every check: bash scripts/test.sh [pytest arguments]
-# Fresh machine: about 8 minutes on 2 idle cores; afterwards about 2. Stops at the first stage that fails.
+# Fresh machine: about 25 minutes on 2 idle cores, 8 of them to build; afterwards about 16. Stops at the first stage that fails.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 

@@ -119,19 +119,19 @@ def audit(
     model.require_experts()
     specs = tuple(judge if isinstance(judge, str) else judge.name for judge in judges)
     settings = Settings(
-        mode,
-        specs,
-        max_new,
-        top,
-        limit,
-        sweep,
-        controls,
-        practical,
-        most,
-        quick,
-        budget,
-        check_skipped(skip),
-        seed,
+        mode=mode,
+        judges=specs,
+        max_new=max_new,
+        top=top,
+        limit=limit,
+        sweep=sweep,
+        controls=controls,
+        practical=practical,
+        most=most,
+        quick=quick,
+        budget=budget,
+        skip=check_skipped(skip),
+        seed=seed,
     )
     for spec in judges:
         if isinstance(spec, str):
