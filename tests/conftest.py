@@ -17,7 +17,6 @@ from browser import chromium
 
 import safex
 from safex import serve_llama
-from safex.errors import InputError
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -77,10 +76,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def llama() -> Any:
     """llama-cpp-python's Llama on our library, which applies adapters at run time."""
-    try:
-        return serve_llama.llama_cpp_python().Llama
-    except InputError as error:
-        pytest.skip(str(error))
+    return serve_llama.llama_cpp_python().Llama
 
 
 @pytest.fixture(scope="session")

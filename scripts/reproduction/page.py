@@ -241,8 +241,9 @@ def _repair(rows: Sequence[Row]) -> str:
     found = {(row["title"], row["how"], row["group"]): Estimate(*row["jailbreak"]) for row in rows}
     lines = []
     for title in dict.fromkeys(row["title"] for row in rows):
-        ctrl, random = (found[title, "additive", group] for group in ("ctrl", "random"))
-        lines.append(f"- **{title}**: {points(unpaired_difference(random, ctrl))}")
+        ctrl, random = (found.get((title, "additive", group)) for group in ("ctrl", "random"))
+        if ctrl and random:  # a model may have no such experts
+            lines.append(f"- **{title}**: {points(unpaired_difference(random, ctrl))}")
     return "\n".join(lines)
 
 
