@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_upstream import upstream
 
 from safex import library
 
@@ -210,10 +212,22 @@ def instructions(path: Path) -> str:
 x86 = pytest.mark.skipif(not (LIB / "libggml-cpu-haswell.so").exists(), reason="the build is not for x86")
 
 
+def variant(path: Path) -> str:
+    return path.name.removeprefix("libggml-cpu").removesuffix(".so").lstrip("-")
+
+
 @x86
 def test_the_cpu_variants_are_those_we_chose() -> None:
-    variants = {path.name.removeprefix("libggml-cpu").removesuffix(".so").lstrip("-") for path in plugins()}
-    assert variants == {"", "haswell", "alderlake", "skylakex", "icelake", "zen4"}
+    assert {"", "haswell"} <= set(map(variant, plugins()))
+    assert set(map(variant, plugins())) <= {"", "haswell", "alderlake", "skylakex", "icelake", "zen4"}
+
+
+@x86
+@pytest.mark.parametrize("path", plugins(), ids=lambda path: path.name)
+def test_ggml_agrees_on_what_this_machine_can_run(path: Path) -> None:
+    """A build for this machine (GGML_NATIVE) goes by /proc/cpuinfo, ggml by the processor's own answers."""
+    runs = ctypes.CDLL(str(path)).ggml_backend_score() > 0
+    assert runs == (variant(path) in {"", *(upstream.runnable() or ())})
 
 
 @x86
@@ -235,5 +249,7 @@ def test_what_every_machine_runs_has_no_avx(name: str) -> None:
 @x86
 @needs_objdump
 def test_the_variants_do_use_avx() -> None:
-    assert "%ymm" in instructions(LIB / "libggml-cpu-haswell.so")
-    assert "%zmm" in instructions(LIB / "libggml-cpu-zen4.so")
+    for path in LIB.glob("libggml-cpu-*.so"):
+        assert "%ymm" in instructions(path)
+    for path in LIB.glob("libggml-cpu-zen4.so"):
+        assert "%zmm" in instructions(path)

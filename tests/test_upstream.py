@@ -121,6 +121,48 @@ def test_every_file_we_add_changes_the_id(name: str, tmp_path: Path) -> None:
     assert run("id", script=script).stdout != before == run("id").stdout
 
 
+CORE2 = "fpu sse2 ssse3 sse4_1 sse4_2"
+HASWELL = f"{CORE2} avx f16c fma avx2 bmi1 bmi2"
+SAPPHIRE = f"{HASWELL} avx_vnni avx512f avx512bw avx512vbmi avx512_vnni avx512_bf16 amx_tile amx_int8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variants"),
+    [
+        (CORE2, []),
+        (HASWELL, ["haswell"]),
+        (f"{HASWELL} avx512f avx512bw avx512_vnni", ["haswell", "skylakex"]),  # Cascade Lake
+        (SAPPHIRE, ["haswell", "alderlake", "skylakex", "icelake", "zen4"]),
+    ],
+)
+def test_kernels_for_this_machine_only(
+    flags: str, variants: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: f"flags\t\t: {flags}\n")
+    said = upstream.with_variants(["-DGGML_CUDA=ON", "-DGGML_NATIVE=ON"])
+    assert said[:2] == ["-DGGML_CUDA=ON", f"-DSAFEX_CPU_VARIANTS={';'.join(variants)}"]
+    assert [option.partition("=")[0] for option in said[2:]] == [f"-DSAFEX_CPU_{name}" for name in variants]
+    stock = upstream.cpu_options()  # unpatched, to compare with: what our dispatch would pick
+    assert ("-DGGML_AVX2=ON" in stock) == bool(variants)
+    assert ("-DGGML_AVX512_BF16=ON" in stock) == ("zen4" in variants)
+
+
+@pytest.mark.parametrize("options", [[], ["-DGGML_NATIVE=OFF"], ["-DGGML_NATIVE=ON", "-DGGML_NATIVE=OFF"]])
+def test_kernels_for_all_machines_are_the_default(options: list[str]) -> None:
+    said = upstream.with_variants(options)
+    assert said[0] == "-DSAFEX_CPU_VARIANTS=haswell;alderlake;skylakex;icelake;zen4"
+    assert not [option for option in said if "GGML_NATIVE" in option or "AMX" in option]
+
+
+def test_a_system_without_cpuinfo_gets_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert upstream.with_variants(["-DGGML_NATIVE=ON"]) == upstream.with_variants([])
+    assert upstream.cpu_options() == ["-DGGML_NATIVE=ON"]
+
+
 def test_no_network(cache: Path) -> None:
     line = refusal(
         run("source", SAFEX_CACHE=cache, PIP_NO_INDEX=1, PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)

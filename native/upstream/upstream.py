@@ -4,7 +4,8 @@
     upstream.py id                       the id of the patched source, as `safex-native info` shows it
     upstream.py fetch                    print the pinned source distribution, downloading it where missing
     upstream.py source [--stock]         print the source tree (patched unless --stock), making it where missing
-    upstream.py build  [-DNAME=VALUE...] print the prefix that holds the compiled patched libraries and headers
+    upstream.py build  [-DNAME=VALUE...] print the prefix that holds the compiled patched libraries and headers;
+                                         with -DGGML_NATIVE=ON only the CPU kernels that this machine can run
     upstream.py stock  [-DNAME=VALUE...] print the build folder of the unpatched libraries and their benchmarks
 
 Everything lands in a cache outside the tree ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else
@@ -30,7 +31,23 @@ from typing import NamedTuple, NoReturn
 
 HERE = Path(__file__).resolve().parent
 HEADERS = {"llama-tap.h": "src", "open-cells.h": "ggml/src/ggml-cpu"}  # and the folder of upstream they go to
-OURS = ("PIN", "call_sites.patch", *HEADERS, "cpu_variants.cmake", "CMakeLists.txt", "shim.c")
+OURS = ("PIN", "call_sites.patch", *HEADERS, "cpu_kernels.cmake", "CMakeLists.txt", "shim.c")
+# ggml's names of instruction sets, and the kernel's in /proc/cpuinfo.
+CPU_FLAGS = {
+    "SSE42": "sse4_2", "AVX": "avx", "F16C": "f16c", "FMA": "fma", "AVX2": "avx2", "BMI2": "bmi2",
+    "AVX_VNNI": "avx_vnni", "AVX512": "avx512bw", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni",
+    "AVX512_BF16": "avx512_bf16",
+}  # fmt: skip
+# CPU kernels beside the baseline (x86-64-v2), chosen at run time by what the machine has. No AMX: upstream's int8 tile
+# kernels end in SIGILL on machines where the tile state is lost (design 3.2, point 8).
+HASWELL = ("SSE42", "AVX", "F16C", "FMA", "AVX2", "BMI2")
+CPU_VARIANTS = {
+    "haswell": HASWELL,
+    "alderlake": (*HASWELL, "AVX_VNNI"),
+    "skylakex": (*HASWELL, "AVX512"),
+    "icelake": (*HASWELL, "AVX512", "AVX512_VBMI", "AVX512_VNNI"),
+    "zen4": (*HASWELL, "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16"),
+}
 STOCK_TARGETS = ("llama", "llama-bench", "llama-batched-bench")
 KEPT = (
     "CMakeLists.txt",
@@ -287,9 +304,34 @@ def cmake_build(project: Path, folder: Path, options: list[str], targets: list[s
     run([cmake, "--build", str(folder), "-j", jobs, "--target", *targets])
 
 
+def runnable() -> dict[str, tuple[str, ...]] | None:
+    """The variants that this machine can run, the best last; None where the system doesn't say."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return None
+    return {
+        name: features
+        for name, features in CPU_VARIANTS.items()
+        if flags.issuperset(CPU_FLAGS[feature] for feature in features)
+    }
+
+
+def with_variants(options: list[str]) -> list[str]:
+    """The options, and what cpu_kernels.cmake has to know; GGML_NATIVE itself would exclude the choice at run time."""
+    native = [option for option in options if option.startswith("-DGGML_NATIVE=")]
+    only_here = bool(native) and native[-1].partition("=")[2].upper() in ("ON", "1", "TRUE", "YES")
+    here = runnable() if only_here else None
+    variants = CPU_VARIANTS if here is None else here
+    features = [f"-DSAFEX_CPU_{name}={';'.join(features)}" for name, features in variants.items()]
+    others = [option for option in options if option not in native]
+    return [*others, f"-DSAFEX_CPU_VARIANTS={';'.join(variants)}", *features]
+
+
 def build(options: list[str]) -> Path:
     """The prefix with the patched libraries: lib/, include/, src/ (headers)."""
     tree = source()
+    options = with_variants(options)
     key = digest(tree.name.encode(), compiler_id(), "\n".join(sorted(options)).encode())
     prefix = cache_dir() / f"patched-{key}"
     with locked(prefix.name):
@@ -304,16 +346,11 @@ def build(options: list[str]) -> Path:
 
 def cpu_options() -> list[str]:
     """Flags that give a single-variant build the kernels our dispatch would pick on this machine."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
+    variants = runnable()
+    if variants is None:
         return ["-DGGML_NATIVE=ON"]
-    wanted = {
-        "SSE42": "sse4_2", "AVX": "avx", "F16C": "f16c", "FMA": "fma", "AVX2": "avx2", "BMI2": "bmi2",
-        "AVX512": "avx512bw", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni",
-        "AVX512_BF16": "avx512_bf16",
-    }  # fmt: skip
-    return ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name, flag in wanted.items() if flag in flags)]
+    best = list(variants.values())[-1] if variants else ("SSE42",)
+    return ["-DGGML_NATIVE=OFF", *(f"-DGGML_{feature}=ON" for feature in best)]
 
 
 def stock(options: list[str]) -> Path:
