@@ -149,7 +149,7 @@ ensure_core() {
     build_tools >"$VENV/build-tools.txt"
     pip_install -r "$VENV/build-tools.txt"
     install_llama_cpp_python
-    say "compile llama.cpp (once: 4 minutes on 2 cores) and the native core (1 minute); details in $LOG"
+    say "compile llama.cpp (once: 4 minutes on 2 cores) and the native core (2 minutes); details in $LOG"
     # The CPU kernels of this machine only: the others' are two fifths of the work. CMAKE_ARGS can ask for all.
     CMAKE_ARGS="-DGGML_NATIVE=ON ${CMAKE_ARGS:-}" \
         pip_install --verbose --no-build-isolation -C build-dir="$VENV/build" -e "$ROOT"

@@ -7,7 +7,7 @@
 
 DIR holds models/ (trained where missing), a folder of results for each model and results.json, from which the page and
 its figures are made. Needs the extra `train` (torch, transformers 5, peft). As many models are worked on at a time as
-there are cores (`taskset` chooses them). Two seeds took 75 minutes on 2 cores; the first 106 of the 149 core minutes.
+there are cores (`taskset` chooses them). One seed took 47 minutes on 2 cores, two took 75.
 """
 
 from __future__ import annotations

@@ -25,6 +25,18 @@ def test_every_number_of_the_page_is_from_the_data(found: Any) -> None:
     assert PAGE.read_text(encoding="utf-8") == page.made(found)
 
 
+def test_a_model_without_ctrl_experts_has_no_line_of_its_repair(found: Any) -> None:
+    """A model that no expert tells harmful from benign in: its page was refused once."""
+    titles = list(dict.fromkeys(row["title"] for row in found["merging"]))
+    lines = [f"- **{title}**: " for title in titles]
+    assert all(page.made(found).count(line) == 1 for line in lines)
+    lacking = {
+        **found,
+        "merging": [row for row in found["merging"] if (row["title"], row["group"]) != (titles[0], "ctrl")],
+    }
+    assert [page.made(lacking).count(line) for line in lines] == [0] + [1] * (len(titles) - 1)
+
+
 @pytest.mark.parametrize("subject", SHIPPED, ids=lambda subject: subject.name)
 def test_a_reduced_run_falls_within_the_intervals(found: Any, subject: Subject, tmp_path: Path) -> None:
     """The study again on the prompts that ship, half as many, without controls: each interval meets the page's."""
