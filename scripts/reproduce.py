@@ -202,7 +202,7 @@ def commit() -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def about(run: Run, minutes: float) -> dict[str, Any]:
+def about(run: Run) -> dict[str, Any]:
     """What the results were made with; ``seconds``: of each part, all families and earlier runs together."""
     seconds: Counter[str] = Counter()
     for path in sorted((run.folder / "times").glob("*.json")):
@@ -212,7 +212,6 @@ def about(run: Run, minutes: float) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "version": safex.__version__,
         "cores": len(available_cores()),
-        "minutes": round(minutes, 1),
         "held_out": counts,
         "scale": vars(run.scale),
         "rank": RANK,
@@ -224,12 +223,11 @@ def about(run: Run, minutes: float) -> dict[str, Any]:
 def main() -> int:
     """Do what is missing, write results.json, and the page where it is asked for."""
     args = arguments()
-    started, made_by = time.monotonic(), commit()
+    made_by = commit()
     write_texts(args.run)
     run = Run(args)
     tables = everything(args, run)
-    facts = about(run, (time.monotonic() - started) / 60)
-    found = {"about": {**facts, "commit": made_by}, **tables}
+    found = {"about": {**about(run), "commit": made_by}, **tables}
     write_json(run.folder / "results.json", found)
     if args.docs is not None:
         (args.docs / "reproduction").mkdir(parents=True, exist_ok=True)

@@ -28,13 +28,36 @@ def test_every_number_of_the_page_is_from_the_data(found: Any) -> None:
 def test_a_model_without_ctrl_experts_has_no_line_of_its_repair(found: Any) -> None:
     """A model that no expert tells harmful from benign in: its page was refused once."""
     titles = list(dict.fromkeys(row["title"] for row in found["merging"]))
-    lines = [f"- **{title}**: " for title in titles]
-    assert all(page.made(found).count(line) == 1 for line in lines)
-    lacking = {
-        **found,
-        "merging": [row for row in found["merging"] if (row["title"], row["group"]) != (titles[0], "ctrl")],
+    assert [row[0] for row in repairs(found)] == titles
+    rows = [row for row in found["merging"] if (row["title"], row["group"]) != (titles[0], "ctrl")]
+    assert [row[0] for row in repairs({**found, "merging": rows})] == titles[1:]
+
+
+def test_repair_is_ranked_among_random_experts(found: Any) -> None:
+    """The share of groups, ctrl among them, whose additive merge is refused as much or more: counted by hand."""
+    merged = [dict(row) for row in found["merging"] if row["how"] == "additive"]
+    title = merged[0]["title"]
+    rates = {
+        "ctrl": 0.8,
+        "random-1": 0.9,
+        "random-2": 0.8,
+        "random-3": 0.79,
+        "random-4": 0.1,
+        "random-5": 0.2,
     }
-    assert [page.made(lacking).count(line) for line in lines] == [0] + [1] * (len(titles) - 1)
+    rows = [row for row in merged if row["title"] == title and row["group"] in rates]
+    for row in rows:
+        row["jailbreak"] = [rates[row["group"]], 0.0, 1.0]
+    assert repairs({**found, "merging": rows}) == [
+        [title, "80.0 [0.0, 100.0]", "10.0, 20.0, 79.0, 80.0, 90.0", "0.50"]
+    ]
+
+
+def repairs(found: Any) -> list[list[str]]:
+    """Cells of the table that ranks ctrl among random experts."""
+    _, _, text = page.made(found).partition("draws of random experts |")
+    lines = text.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.mark.parametrize("subject", SHIPPED, ids=lambda subject: subject.name)

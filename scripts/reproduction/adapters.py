@@ -18,6 +18,7 @@ from .subjects import run_script
 
 SCALES = {"subtractive": ("toxic", -0.5), "additive": ("safe", 1.0)}  # the paper gives none
 RANK = 8
+DRAWS = 5  # groups of random experts; only additive merges go into more than the first
 
 Groups = dict[str, list[Expert]]
 
@@ -43,28 +44,39 @@ class Repair:
     pairs: Path
 
     def groups(self) -> Groups:
-        """The paper's three: ctrl, id with ctrl, all experts; ours; and as many as ctrl at random in its layers."""
+        """The paper's three: ctrl, id with ctrl, all experts; ours; and draws of as many as ctrl in its layers."""
         named = self.study.groups()
         with safex.Model(self.study.model) as model:
             layers, n = model.layers, model.n_experts
         wanted = {"ctrl": "ctrl", "id-ctrl": "id ∪ ctrl", "contrast-ctrl": "contrast ctrl"}
         groups = {key: named[name] for key, name in wanted.items() if name in named}
         if groups:
-            (groups["random"],) = draw_controls(
-                next(iter(groups.values())), layers, n, ("layer",), 1, seed=0
-            )["layer"]
+            first = next(iter(groups.values()))
+            drawn = draw_controls(first, layers, n, ("layer",), DRAWS, seed=0)["layer"]
+            groups |= {f"random-{number}": experts for number, experts in enumerate(drawn, 1)}
         return groups | {"all": [Expert(layer, expert) for layer in layers for expert in range(n)]}
 
     def run(self) -> None:
         """Train what is missing; then merge and measure."""
         groups = self.groups()
-        merges = [Merge(how, group) for how in SCALES for group in groups]
+        merges = self.merges(groups)
         wanted = {self._adapter(one, groups): one for one in merges}  # equal groups share an adapter
         for one in wanted.values():
             self._train(one, groups)
         self.study.evaluation("base", None)
         for one in merges:
             self._measure(one, groups)
+
+    @staticmethod
+    def merges(groups: Groups) -> list[Merge]:
+        """Every group in both ways, but for the further draws of random experts."""
+        further = [f"random-{number}" for number in range(2, DRAWS + 1)]
+        return [
+            Merge(how, group)
+            for how in SCALES
+            for group in groups
+            if how == "additive" or group not in further
+        ]
 
     def _train(self, one: Merge, groups: Groups) -> None:
         folder = self._adapter(one, groups)
@@ -115,9 +127,9 @@ class Repair:
     def rows(self) -> list[dict[str, Any]]:
         """Base first, then the merges in the paper's order; each with the names of its files."""
         base = [{"how": "base", "group": "", "n": 0, "eval": "base"}]
+        groups = self.groups()
         merges = [
-            {"how": how, "group": group, "n": len(experts), "eval": Merge(how, group).name}
-            for how in SCALES
-            for group, experts in self.groups().items()
+            {"how": one.how, "group": one.group, "n": len(groups[one.group]), "eval": one.name}
+            for one in self.merges(groups)
         ]
         return base + merges

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safex.rates import Estimate, unpaired_difference
-
 from .paper import MASKING
 
 Row = dict[str, Any]
@@ -41,8 +39,8 @@ def _about(about: Row) -> str:
     counts = ", ".join(f"{n} {name}" for name, n in about["held_out"].items())
     times = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items())
     return (
-        f"Run of {about['date']}, commit {about['commit']}: {about['minutes']:.0f} minutes on {about['cores']} cores. "
-        f"Core minutes: {times}. Held-out prompts: {counts}. "
+        f"Run of {about['date']}, commit {about['commit']}, on {about['cores']} cores. "
+        f"Core minutes: {sum(seconds.values()) / 60:.0f} ({times}). Held-out prompts: {counts}. "
         f"{about['scale']['draws']} control masks of each drawn kind."
     )
 
@@ -237,14 +235,27 @@ def _merging(rows: Sequence[Row]) -> str:
 
 
 def _repair(rows: Sequence[Row]) -> str:
-    """Additive merges into the paper's group, less those into random experts."""
-    found = {(row["title"], row["how"], row["group"]): Estimate(*row["jailbreak"]) for row in rows}
+    """Additive merges into the paper's group beside those into draws of random experts."""
     lines = []
     for title in dict.fromkeys(row["title"] for row in rows):
-        ctrl, random = (found.get((title, "additive", group)) for group in ("ctrl", "random"))
-        if ctrl and random:  # a model may have no such experts
-            lines.append(f"- **{title}**: {points(unpaired_difference(random, ctrl))}")
-    return "\n".join(lines)
+        rates = {
+            row["group"]: row["jailbreak"]
+            for row in rows
+            if (row["title"], row["how"]) == (title, "additive")
+        }
+        if "ctrl" not in rates:  # a model may have no such experts
+            continue
+        ctrl, drawn = rates["ctrl"], [rates[name][0] for name in rates if name.startswith("random-")]
+        as_high = sum(value >= ctrl[0] for value in drawn)
+        lines.append(
+            [
+                title,
+                percent(ctrl),
+                ", ".join(f"{100 * value:.1f}" for value in sorted(drawn)),
+                number((1 + as_high) / (1 + len(drawn)), ".2f"),
+            ]
+        )
+    return table(["model", "ctrl", "draws of random experts", "p, ctrl repairs better"], lines)
 
 
 def _types(rows: Sequence[Row]) -> str:
