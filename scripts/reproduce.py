@@ -7,8 +7,7 @@
 
 DIR holds models/ (trained where missing), a folder of results for each model and results.json, from which the page and
 its figures are made. Needs the extra `train` (torch, transformers 5, peft). As many models are worked on at a time as
-there are cores (`taskset` chooses them). On 2 cores one seed took 47 minutes before there were further draws of random
-experts, which took 7 more; two took 75.
+there are cores (`taskset` chooses them). One seed took 50 minutes on 2 cores.
 """
 
 from __future__ import annotations
