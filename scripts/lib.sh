@@ -184,7 +184,7 @@ manual() {
 native_tests() {  # FOLDER OPTIONS...
     local folder="$ROOT/build/$1"
     shift
-    cmake -S "$ROOT" -B "$folder" -G Ninja --log-level=WARNING \
+    cmake -S "$ROOT" -B "$folder" -G Ninja --log-level=WARNING -DGGML_NATIVE=ON \
         -DPython_EXECUTABLE="$PY" -DSAFEX_TESTS=ON -DSAFEX_BINDINGS=OFF "$@"
     cmake --build "$folder"
     ctest --test-dir "$folder" --output-on-failure

@@ -278,6 +278,7 @@ def test_sanitize_builds_with_the_sanitizers(tree: Tree) -> None:
     assert tree.script("sanitize").returncode == 0
     configured = next(call for call in tree.calls() if call.startswith("cmake -S"))
     for option in (
+        "-DGGML_NATIVE=ON",  # as the installation: llama.cpp isn't compiled a second time
         "-DSAFEX_SANITIZE=ON",
         "-DSAFEX_TESTS=ON",
         "-DSAFEX_BINDINGS=OFF",
