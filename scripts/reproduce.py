@@ -1,4 +1,4 @@
-"""Reproduce the paper's tables on models that are trained here, and write docs/reproduction.md.
+"""Reproduce the paper's tables on models that are trained here: print them, and write docs/reproduction.md.
 
     python scripts/reproduce.py --run DIR                              # everything; goes on where it was stopped
     python scripts/reproduce.py --run DIR --seeds 0 1                  # and more models
@@ -229,11 +229,13 @@ def main() -> int:
     tables = everything(args, run)
     found = {"about": {**about(run), "commit": made_by}, **tables}
     write_json(run.folder / "results.json", found)
+    text = page.made(found)
+    print(text)
     if args.docs is not None:
         (args.docs / "reproduction").mkdir(parents=True, exist_ok=True)
         write_json(args.docs / "reproduction" / "results.json", found)
         figures.write(found, args.docs / "reproduction")
-        (args.docs / "reproduction.md").write_text(page.made(found), encoding="utf-8")
+        (args.docs / "reproduction.md").write_text(text, encoding="utf-8")
     say(f"done: {run.folder / 'results.json'}")
     return 0
 
