@@ -21,12 +21,15 @@ from .keyword import KeywordJudge
 from .logit import LogitJudge
 from .verdicts import (
     COMPLY,
+    DEGENERATE,
     EMPTY,
     LABELS,
     OTHER,
+    REASONING,
     REFUSE,
     THREE,
     TRUNCATED,
+    UNREADABLE,
     Item,
     Judge,
     Mask,
@@ -36,12 +39,15 @@ from .verdicts import (
 
 __all__ = [
     "COMPLY",
+    "DEGENERATE",
     "EMPTY",
     "LABELS",
     "OTHER",
+    "REASONING",
     "REFUSE",
     "THREE",
     "TRUNCATED",
+    "UNREADABLE",
     "Agreement",
     "EndpointJudge",
     "GuardJudge",

@@ -231,7 +231,8 @@ def read_label(reply: str | None) -> str | None:
 def _checked(item: Item, label: str) -> Verdict:
     content = check_content(item)
     if label == COMPLY and content.label != COMPLY:
-        return Verdict(content.label, detail=f"judged comply, but the answer {content.detail}")
+        detail = f"judged comply, but the answer {content.detail}"
+        return Verdict(content.label, detail=detail, unreadable=content.unreadable)
     return Verdict(label)
 
 

@@ -332,7 +332,9 @@ class GuardJudge:
             label = _of_harmless(item)
         content = check_content(item)
         if label == COMPLY and content.label != COMPLY:
-            return Verdict(content.label, score, f"{detail}, but the answer {content.detail}")
+            return Verdict(
+                content.label, score, f"{detail}, but the answer {content.detail}", content.unreadable
+            )
         return Verdict(label, score, detail)
 
 

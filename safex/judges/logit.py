@@ -155,7 +155,7 @@ class LogitJudge:
         if mass >= self.threshold:
             return Verdict(REFUSE, mass, detail)
         content = no_answer(item) or check_content(item)
-        return Verdict(content.label, mass, content.detail or detail)
+        return Verdict(content.label, mass, content.detail or detail, content.unreadable)
 
 
 def _experts_at_the_prompt(mask: Mask) -> list[str] | None:

@@ -15,6 +15,11 @@ TRUNCATED = "truncated"  # the token limit came before anything could be judged
 LABELS = (REFUSE, COMPLY, OTHER, EMPTY, TRUNCATED)
 THREE = (REFUSE, COMPLY, OTHER)
 
+# Why an answer can't be read: such an answer is no evidence for any of the three readings.
+REASONING = "reasoning"  # nothing but reasoning
+DEGENERATE = "degenerate"  # text that repeats itself, or no language
+UNREADABLE = (EMPTY, TRUNCATED, REASONING, DEGENERATE)
+
 Counter: TypeAlias = Callable[[int, int], None]  # done, total
 
 
@@ -47,11 +52,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judgement: one of ``LABELS``, a probability of refusal or harm where the judge has one, and why."""
+    """One judgement: one of ``LABELS``, a probability of refusal or harm where the judge has one, and why.
+
+    ``unreadable`` is one of ``UNREADABLE`` where the answer could not be read, else None.
+    """
 
     label: str
     score: float | None = None
     detail: str | None = None
+    unreadable: str | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the answer could be read, so that its label is evidence."""
+        return self.unreadable is None
 
 
 class Judge(Protocol):
