@@ -20,7 +20,7 @@ import numpy.typing as npt
 from safex.errors import InputError
 from safex.generation import split_reasoning
 
-from .keyword import DATA, check_content, find_refusal, no_answer, normalised
+from .keyword import DATA, check_content, no_answer, refusal_of
 from .verdicts import COMPLY, OTHER, REFUSE, Counter, Item, Verdict
 
 GUARDS = DATA / "guards"
@@ -339,7 +339,7 @@ class GuardJudge:
 
 
 def _of_harmless(item: Item) -> str:
-    if find_refusal(normalised(item)):
+    if refusal_of(item):
         return REFUSE
     return COMPLY if item.set == "benign" else OTHER
 
