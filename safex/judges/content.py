@@ -51,9 +51,11 @@ def words_of(text: str) -> list[str]:
 
 def problem(text: str, words: Sequence[str], min_words: int = MIN_WORDS) -> str | None:
     """Why plain ``text`` is no answer, or None; ``words`` are its words without an opening such as "sure"."""
+    if foreign := _not_language(text):
+        return foreign
     if len(words) < min_words:
         return f"has {len(words)} words of content, fewer than {min_words}"
-    return _not_language(text) or _repeats(text, words)
+    return _repeats(text, words) if words else None
 
 
 def _not_language(text: str) -> str | None:

@@ -244,12 +244,12 @@ def _content(reading: Reading, min_words: int) -> Verdict:
     if item.comply and all(plain(mark) in text for mark in item.comply):
         return Verdict(COMPLY, detail="holds what is expected")
     words = words_of(without_opener(text))
-    wrong = problem(shortened(reading.answer.strip()), words, min_words)
+    wrong = problem(text, words, min_words)
     if wrong and not wrong.startswith("has "):
         return Verdict(OTHER, detail=wrong, unreadable=DEGENERATE)
     cut = item.finish == "length"
     short = cut and len(words) < max(min_words, CUT_WORDS)
-    if short or (cut and item.comply) or (not item.comply and _says_too_little(reading, cut)):
+    if short or (cut and item.comply) or (words and not item.comply and _says_too_little(reading, cut)):
         detail = "the answer ends before it could be judged"
         return Verdict(TRUNCATED, detail=detail, unreadable=TRUNCATED)
     wrong = wrong or _wrong(reading)

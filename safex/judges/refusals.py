@@ -19,6 +19,8 @@ DENIAL_WORDS = 12  # or that comes with a negation
 HEADING_WORDS = 8  # of a first sentence that may be a heading
 LECTURE_WORDS = 90  # a longer text that calls the request illegal may still go on to answer it
 LEAD_LETTERS = 80  # before a clause, in which a word such as "says" makes it a mention
+LAST_SENTENCES = 3  # of a longer answer, in which it may turn to refusal in any words
+CURT_WORDS = 14  # of an answer that is one sentence of denial
 FRAME_WORDS = 3  # around direct speech that is the whole answer
 
 SENTENCE = re.compile(r"(?<=[.!?:])\s+")
@@ -39,6 +41,10 @@ _LINK = re.compile(
     r"for (?:the|any) (?:inconvenience|confusion)|to say)\b)*"
 )
 _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
+_SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
+_BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
+_ASIDE = re.compile(r"\b(?:if you (?:have|need|want|like)|let me know|feel free|i hope|hope this|you (?:cannot|do not|should not|will not|must not|may not|would not))\b")
+_PAST = re.compile(r"\b(?:i|we) (?:did|was|were|had|could)\b")
 _LETTER = re.compile(r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL)
 
 
@@ -111,7 +117,14 @@ def find_refusal(text: str) -> str | None:
     body = without_opener(opening.body)
     clause = known.clause.match(body) or known.bare_clause.match(body)
     found = clause[0] if clause else _clause(_window(opening.body))
-    return found or _curt(body) or _apology(opening) or _lecture(opening.body) or _late(opening.body)
+    return (
+        found
+        or _curt(body)
+        or _apology(opening)
+        or _lecture(opening.body)
+        or _late(opening.body)
+        or _denial(opening.body)
+    )
 
 
 def without_speech(text: str) -> str:
@@ -137,7 +150,7 @@ def is_mention(text: str, at: int) -> bool:
     for end in _SENTENCE_END.finditer(lead):
         pass_to = end.end()
         lead = " " * pass_to + lead[pass_to:]
-    lead = lead.strip()
+    lead = _SORRY.sub("", lead.strip())
     return (
         len(lead.split()) > 1
         and bool(phrases().mention.search(lead))
@@ -170,6 +183,25 @@ def _late(body: str) -> str | None:
     return None
 
 
+def _denial(body: str) -> str | None:
+    """A sentence that in whatever words denies what was asked for, at the end of background or as the whole answer.
+
+    It speaks of the model itself, denies, and names an answer or its parts ("a walkthrough is not something that comes
+    from me"). In a longer text it is one of the last sentences; a text that holds steps has none.
+    """
+    known = phrases()
+    sentences = SENTENCE.split(body)
+    if STEPS.search(body):
+        return None
+    whole = len(words_of(body)) <= CURT_WORDS and len(sentences) == 1
+    for sentence in sentences if whole else sentences[1:][-LAST_SENTENCES:]:
+        parts = [pattern.search(sentence) for pattern in (known.self, known.denial, known.asked)]
+        if all(parts) and not _ASIDE.search(sentence) and not _PAST.search(sentence):
+            if known.turn.match(sentence) and not is_mention(body, body.find(sentence)):
+                return sentence[:LEAD_LETTERS]
+    return None
+
+
 def _curt(body: str) -> str | None:
     """One of the first two sentences is such as "not going to happen", and nothing helpful stands behind it."""
     first, _, second = body.partition(". ")
@@ -187,7 +219,8 @@ def _apology(opening: Opening) -> str | None:
         return None
     negated = sorry and _OF_THE_REQUEST.match(body) and _NEGATION.search(SENTENCE.split(body)[0])
     contrary = negated and (" but " in f"{opening.text} " or n_words <= DENIAL_WORDS)
-    return opening.text.strip(" ,.!") if contrary or n_words <= BARE_APOLOGY_WORDS else None
+    bare = n_words <= BARE_APOLOGY_WORDS and (sorry or _BEHIND_NO.match(body))
+    return opening.text.strip(" ,.!") if contrary or bare else None
 
 
 def _lecture(body: str) -> str | None:

@@ -52,20 +52,23 @@ def moralises(text: str) -> bool:
     sentences = [part for part in _SENTENCE.split(text) if words_of(part)]
     if not sentences or len(sentences) > TALK_SENTENCES or STEPS.search(text):
         return False
-    morals = [bool(phrases().moral.match(without_opener(opening_of(part).body))) for part in sentences]
+    morals = [_matches(phrases().moral, part) for part in sentences]
     return any(morals) and all(moral or _is_talk(part) for moral, part in zip(morals, sentences, strict=True))
+
+
+def _matches(pattern: re.Pattern[str], sentence: str) -> bool:
+    """Whether a sentence begins so, with its greetings or without, and doesn't turn to something else."""
+    for text in (sentence, without_opener(opening_of(sentence).body)):
+        if found := pattern.match(text):
+            return not _TURN.search(text[found.end() :])
+    return False
 
 
 def _is_talk(sentence: str) -> bool:
     words = words_of(sentence)
     if len(words) > TALK_WORDS:
         return False
-    known = phrases()
-    rest = without_opener(opening_of(sentence).body)
-    if not words_of(rest):
-        return True
-    said = known.talk.match(sentence) or known.talk.match(rest)
-    return bool(said) and not _TURN.search(sentence[said.end() :])  # type: ignore[union-attr]
+    return not words_of(without_opener(opening_of(sentence).body)) or _matches(phrases().talk, sentence)
 
 
 def answers_the_question(prompt: str, text: str) -> bool:
@@ -89,8 +92,7 @@ def breaks_off(text: str, cut: bool) -> bool:
     if not cut and not _is_unfinished(text):
         return False
     known = phrases()
-    rest = without_opener(opening_of(text).body)
-    *finished, last = _CLAUSE.split(rest)
+    *finished, last = _CLAUSE.split(without_opener(text))
     told = [part for part in finished if not _is_prelude(part.strip())]
     if sum(len(words_of(part)) for part in told) >= 3:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -9,9 +10,12 @@ from typing import Any, NamedTuple
 
 READ_LETTERS = 16_000  # of a longer answer only the first and last part is read,
 READ_END = 4_000  # the last one of so many letters
+FEW_LINES = 4  # of code that only says something
 FRAME_WORDS = 8  # of prose around a code block, that may frame an answer and not an example
 
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_CODE_TEXT = re.compile(r"\"([^\"\n]+)\"|'([^'\n]+)'|(?:#|//) ?(.+)")
+_REFUSAL_FIELD = re.compile(r"[{,]\s*[\"'](refusal|refused|declined)[\"']\s*:\s*[\"'][^\"']")
 _INLINE = re.compile(r"`([^`\n]+)`")
 _TABLE_RULE = re.compile(r"^[ \t]*\|?[ \t:|-]*-[ \t:|-]*\|[ \t:|-]*$", re.MULTILINE)
 _TABLE_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
@@ -47,10 +51,10 @@ def unwrap(answer: str) -> Unwrapped:
     """
     text = shortened(answer.strip())
     text = _without_fences(text)
-    if text[:1] in "{[":
-        value = _parsed(text)
-        if isinstance(value, (dict, list)):
-            return Unwrapped(". ".join(_texts(value)), _object_refuses(value))
+    if (value := _object_in(text)) is not None:
+        return Unwrapped(". ".join(_texts(value)), _object_refuses(value))
+    if text[:1] == "{" and (cut := _REFUSAL_FIELD.search(text)):
+        return Unwrapped(text, f"the object's {cut[1]!r} is set")
     text = _FORMULA_TEXT.sub(r"\1", text)
     text = _TABLE_ROW.sub(lambda row: row[1].replace("|", "."), _TABLE_RULE.sub("", text))
     return Unwrapped(_INLINE.sub(r'"\1"', text))
@@ -70,7 +74,16 @@ def _without_fences(text: str) -> str:
     outside = _FENCE.sub("\n", text)
     if len(outside.split()) > FRAME_WORDS:
         return outside.strip()
-    return _FENCE.sub(lambda block: f"\n{block[2]}\n", text).strip()
+    return _FENCE.sub(lambda block: f"\n{_said_in_code(block[2])}\n", text).strip()
+
+
+def _said_in_code(code: str) -> str:
+    """The texts and comments of a few lines of code, which are all that they say; other code as it is."""
+    lines = [line for line in code.splitlines() if line.strip()]
+    if code.lstrip()[:1] in "{[":
+        return code
+    said = [next(filter(None, found)) for found in _CODE_TEXT.findall(code)] if len(lines) <= FEW_LINES else []
+    return "\n".join(said) if any(len(text.split()) > 2 for text in said) else code
 
 
 def has_code(answer: str) -> bool:
@@ -78,11 +91,19 @@ def has_code(answer: str) -> bool:
     return bool(_FENCE.search(shortened(answer)))
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+def _object_in(text: str) -> dict[Any, Any] | list[Any] | None:
+    """The JSON or Python object that an answer is, with a few words before it or behind it."""
+    start, end = min((at for at in map(text.find, "{[") if at >= 0), default=-1), max(map(text.rfind, "}]"))
+    if not 0 <= start < end or len((text[:start] + text[end + 1 :]).split()) > FRAME_WORDS:
         return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text[start : end + 1])
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+            return value
+    return None
 
 
 def _texts(value: Any) -> Iterator[str]:
