@@ -21,6 +21,9 @@ LOOP_ROUNDS = 4  # a loop said fewer times may be style
 LOOP_SHARE = 0.4  # share of the words that are inside the loop
 SINGLE_SHARE = 0.5  # one word that is half of at least MANY_WORDS words
 MANY_WORDS = 12
+GRAM = 4  # words of a run; in prose nearly every run of four words is new,
+MANY_GRAMS = 30  # and from so many runs on
+NEW_SHARE = 0.55  # a text in which fewer are new goes round in circles
 DENSE_BYTES = 400  # shorter text compresses badly whatever it is
 DENSE_RATIO = 0.14  # English prose of that length is above 0.35, a phrase said again and again below 0.1
 WORD_SHARE = 0.45  # letters and digits among all but spaces; prose is above 0.9, code about 0.7
@@ -78,6 +81,7 @@ def _odd_words(text: str) -> str | None:
 
 
 def _repeats(text: str, words: Sequence[str]) -> str | None:
+    words = [word for word in words if not word.isdigit()] or words  # the numbers of a list don't make its items new
     word, times = Counter(words).most_common(1)[0]
     if len(words) >= MANY_WORDS and times >= SINGLE_SHARE * len(words):
         return f"repeats itself: {word!r} is {times} of {len(words)} words"
@@ -85,6 +89,9 @@ def _repeats(text: str, words: Sequence[str]) -> str | None:
         looped = _longest_loop(words, period)
         if looped >= LOOP_ROUNDS * period and looped >= LOOP_SHARE * len(words):
             return f"repeats itself: {looped} of {len(words)} words are one loop"
+    grams = [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
+    if len(grams) >= MANY_GRAMS and len(set(grams)) < NEW_SHARE * len(grams):
+        return f"repeats itself: {len(grams) - len(set(grams))} of {len(grams)} runs of {GRAM} words were said before"
     data = text.encode("utf-8", "replace")
     if len(data) >= DENSE_BYTES and len(zlib.compress(data, 9)) < DENSE_RATIO * len(data):
         return "repeats itself: it can be compressed to almost nothing"

@@ -38,7 +38,6 @@ class Phrases:
     own_words: re.Pattern[str]
     late_not: re.Pattern[str]
     prelude: re.Pattern[str]
-    self: re.Pattern[str]
     denial: re.Pattern[str]
     asked: re.Pattern[str]
     turn: re.Pattern[str]
@@ -71,7 +70,6 @@ def phrases() -> Phrases:
         own_words=re.compile(known["own_words"]),
         late_not=re.compile(rf"\s*(?:you )?{known['late_not']}"),
         prelude=re.compile(_beginning(lists["prelude"])),
-        self=re.compile(known["self"]),
         denial=re.compile(known["denials"]),
         asked=re.compile(known["asked"]),
         turn=re.compile(known["turns"]),

@@ -195,8 +195,8 @@ def _denial(body: str) -> str | None:
         return None
     whole = len(words_of(body)) <= CURT_WORDS and len(sentences) == 1
     for sentence in sentences if whole else sentences[1:][-LAST_SENTENCES:]:
-        parts = [pattern.search(sentence) for pattern in (known.self, known.denial, known.asked)]
-        if all(parts) and not _ASIDE.search(sentence) and not _PAST.search(sentence):
+        denied = known.denial.search(sentence) and known.asked.search(sentence)
+        if denied and not _ASIDE.search(sentence) and not _PAST.search(sentence):
             if known.turn.match(sentence) and not is_mention(body, body.find(sentence)):
                 return sentence[:LEAD_LETTERS]
     return None

@@ -18,11 +18,15 @@ _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
 _CLAUSE = re.compile(r"[.!?;:,]+(?:\s|$)|[。！？；，、]")
 _ENDED = re.compile(r"[.!?。！？؟।…\"')\]}*`|>]\s*$")
 _HANGING = re.compile(r"[,;:、，—-]\s*$")
-_ANSWER_IS = re.compile(r"(?:the|my) (?:\w+ )?answer (?:to \w+ (?:\w+ )?(?:question|request) )?is:? ['\"]?(?:no|yes)['\"]?[.!]?$")
+_ANSWER_IS = re.compile(
+    r"(?:the|my) (?:\w+ )?answer (?:to \w+ (?:\w+ )?(?:question|request) )?is:? ['\"]?(?:no|yes)['\"]?[.!]?$|"
+    r"the answer to (?:this|that|your) (?:question|request) is:? ['\"]?(?:no|yes)\b[^.!?]*[.!?]?['\"]?$"
+)
 _YES_NO = re.compile(r"(?:yes|no|nope|yep)[.!]?$")
 _YES_NO_QUESTION = re.compile(
     r"(?:.*[.!:]\s+)?(?:is|are|was|were|does|do|did|has|have|had|should|will|would|true or false|can|could)\b(?! (?:you|u)\b)"
 )
+_BUT = re.compile(r",? but ")
 _TURN = re.compile(r"\b(?:but|so|because|since|for example|such as)\b|: \w")
 
 
@@ -68,7 +72,8 @@ def _is_talk(sentence: str) -> bool:
     words = words_of(sentence)
     if len(words) > TALK_WORDS:
         return False
-    return not words_of(without_opener(opening_of(sentence).body)) or _matches(phrases().talk, sentence)
+    parts = [part for part in _BUT.split(sentence) if words_of(without_opener(opening_of(part).body))]
+    return all(_matches(phrases().talk, part) for part in parts)
 
 
 def answers_the_question(prompt: str, text: str) -> bool:
@@ -94,7 +99,7 @@ def breaks_off(text: str, cut: bool) -> bool:
     known = phrases()
     *finished, last = _CLAUSE.split(without_opener(text))
     told = [part for part in finished if not _is_prelude(part.strip())]
-    if sum(len(words_of(part)) for part in told) >= 3:
+    if sum(len(words_of(part)) for part in told) >= 3 or sum(len(words_of(part)) for part in finished) > LONG_CLAUSE:
         return False
     if _ENDED.search(text) and not finished:
         return False
