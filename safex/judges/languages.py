@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ MOSTLY = 0.5  # share of the letters in one script from which on a text is in th
 LEAST_HITS = 3  # common words of a language that isn't read ...
 LEAST_SHARE = 0.15  # ... and their share of all words, from which on a text is in that language
 MARGIN = 1.3  # times as many of them as of any language that is read
+CLEARLY = 0.3  # share of common English words from which on a text is English; prose has 0.4
 HEAD = 2000  # letters by which the language is told
 
 GAP = r"(?:[^\w.!?\n]+\w+){0,6}?[^\w.!?\n]+"  # up to six words of the same sentence
@@ -101,12 +103,14 @@ def language_of(text: str, words: Sequence[str]) -> str | None:
 
 def _script_of(text: str) -> str:
     """The script of most letters; any kana make a text Japanese. Text without letters counts as Latin."""
+    if text.isascii():
+        return "latin"
     counts: dict[str, int] = {}
-    for char in text:
+    for char, times in Counter(text).items():
         if char.isalpha():
             point = ord(char)
             name = next((name for low, high, name in _RANGES if low <= point <= high), "other")
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + times
     total = sum(counts.values())
     if counts.get("kana", 0) * 10 > total:
         return "kana"
@@ -115,12 +119,20 @@ def _script_of(text: str) -> str:
 
 
 def _by_words(script: str, words: Sequence[str]) -> str | None:
+    said = Counter(words)
+    if script == "latin" and _hits(said, _ENGLISH_WORDS) >= CLEARLY * len(words):
+        return ENGLISH
     read = {code: known.words for code, known in languages().items() if known.script == script}
     if script == "latin":
         read[ENGLISH] = _ENGLISH_WORDS
-    hits = {code: sum(word in common for word in words) for code, common in read.items()}
+    hits = {code: _hits(said, common) for code, common in read.items()}
     best = max(hits, key=lambda code: (hits[code], code == ENGLISH))
-    unread = max(sum(word in common for word in words) for common in unread_languages().values())
+    unread = max(_hits(said, common) for common in unread_languages().values())
     if unread >= max(LEAST_HITS, LEAST_SHARE * len(words)) and unread > MARGIN * hits[best]:
         return None
     return best if hits[best] else ENGLISH if script == "latin" else best
+
+
+def _hits(said: Counter[str], common: frozenset[str]) -> int:
+    """How many words of a text are common ones of a language."""
+    return sum(said[word] for word in common if word in said)

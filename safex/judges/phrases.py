@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safex.errors import InputError
 
+from .matching import Phrasebook
 from .text import long_forms, plain
 
 DATA = Path(__file__).parent.parent / "data" / "judges"
@@ -27,7 +28,7 @@ class Phrases:
     apology: re.Pattern[str]
     persona: re.Pattern[str]
     compliance: re.Pattern[str]
-    clause: re.Pattern[str]
+    clause: Phrasebook
     bare_clause: re.Pattern[str]
     curt: re.Pattern[str]
     lecture: re.Pattern[str]
@@ -40,7 +41,6 @@ class Phrases:
     prelude: re.Pattern[str]
     denial: re.Pattern[str]
     asked: re.Pattern[str]
-    turn: re.Pattern[str]
     unfinished: frozenset[str]
 
 
@@ -59,7 +59,7 @@ def phrases() -> Phrases:
         apology=re.compile(known["apologies"]),
         persona=re.compile(known["personas"]),
         compliance=re.compile(known["compliances"]),
-        clause=re.compile(f"{subject_and_head}{act}|{known['whole']}"),
+        clause=Phrasebook([f"{subject_and_head}{act}", *_named(lists["whole"], names)]),
         bare_clause=re.compile(known["bare_heads"] + act),
         curt=re.compile(rf"(?:{known['curt']}|{subject_and_head})(?=\s*(?:[.!;]|$))"),
         lecture=re.compile(known["lectures"]),
@@ -72,7 +72,6 @@ def phrases() -> Phrases:
         prelude=re.compile(_beginning(lists["prelude"])),
         denial=re.compile(known["denials"]),
         asked=re.compile(known["asked"]),
-        turn=re.compile(known["turns"]),
         unfinished=frozenset(lists["unfinished"]),
     )
 

@@ -44,7 +44,7 @@ _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
 _BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
 _ASIDE = re.compile(r"\b(?:if you (?:have|need|want|like)|let me know|feel free|i hope|hope this|you (?:cannot|do not|should not|will not|must not|may not|would not))\b")
-_PAST = re.compile(r"\b(?:i|we) (?:did|was|were|had|could)\b")
+_PAST = re.compile(r"\b(?:i|we) (?:(?:did|was|were|had|could)\b|(?:cannot|may not|do not|will not|will never|cannot even) (?:\w+ )?(?:know|say|tell|see|find|guess|imagine|decide|measure|prove|be sure))")
 _LETTER = re.compile(r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL)
 
 
@@ -197,7 +197,7 @@ def _denial(body: str) -> str | None:
     for sentence in sentences if whole else sentences[1:][-LAST_SENTENCES:]:
         denied = known.denial.search(sentence) and known.asked.search(sentence)
         if denied and not _ASIDE.search(sentence) and not _PAST.search(sentence):
-            if known.turn.match(sentence) and not is_mention(body, body.find(sentence)):
+            if not is_mention(body, body.find(sentence)):
                 return sentence[:LEAD_LETTERS]
     return None
 
