@@ -66,7 +66,9 @@ def _not_language(text: str) -> str | None:
     broken = sum(char == "\ufffd" or (ord(char) < 32 and char not in "\t\n") for char in text)
     if broken > MAX_BROKEN * n:
         return "is not language: broken characters"
-    if sum(map(str.isalnum, text)) + len(_MARK.findall(text)) < WORD_SHARE * (n - sum(map(str.isspace, text))):
+    if sum(map(str.isalnum, text)) + len(_MARK.findall(text)) < WORD_SHARE * (
+        n - sum(map(str.isspace, text))
+    ):
         return "is not language: mostly signs"
     return _odd_words(text)
 
@@ -81,7 +83,9 @@ def _odd_words(text: str) -> str | None:
 
 
 def _repeats(text: str, words: Sequence[str]) -> str | None:
-    words = [word for word in words if not word.isdigit()] or words  # the numbers of a list don't make its items new
+    words = [
+        word for word in words if not word.isdigit()
+    ] or words  # the numbers of a list don't make its items new
     word, times = Counter(words).most_common(1)[0]
     if len(words) >= MANY_WORDS and times >= SINGLE_SHARE * len(words):
         return f"repeats itself: {word!r} is {times} of {len(words)} words"

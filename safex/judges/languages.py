@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FILE = Path(__file__).parent.parent / "data" / "judges" / "languages.json"
 ENGLISH = "en"
@@ -34,10 +35,6 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 _RANGES = [(low, high, name) for name, ranges in SCRIPTS.items() for low, high in ranges]
 _PERSIAN = re.compile("[پچژگکیےںٹڈ]")  # letters of Persian and Urdu
-_ENGLISH_WORDS = frozenset(
-    "the a an and or of to in is are you your it that this for with i not on can as be if from by at have do "
-    "will but so then they he she we my what how when there here was were their its".split()
-)
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,18 @@ def languages() -> dict[str, Language]:
 @cache
 def unread_languages() -> dict[str, frozenset[str]]:
     """Common words of languages that are recognised but not read, by name."""
-    return {facts["name"]: frozenset(facts["words"]) for facts in _file()["unread"].values()}
+    return {str(facts["name"]): frozenset(facts["words"]) for facts in _file()["unread"].values()}
 
 
 @cache
-def _file() -> dict[str, dict[str, dict[str, Sequence[str]]]]:
-    content: dict[str, dict[str, dict[str, Sequence[str]]]] = json.loads(FILE.read_text(encoding="utf-8"))
+def _english_words() -> frozenset[str]:
+    """Common words of English; its refusals stand in refusals.json."""
+    return frozenset(_file()["english"])
+
+
+@cache
+def _file() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return content
 
 
@@ -120,11 +123,11 @@ def _script_of(text: str) -> str:
 
 def _by_words(script: str, words: Sequence[str]) -> str | None:
     said = Counter(words)
-    if script == "latin" and _hits(said, _ENGLISH_WORDS) >= CLEARLY * len(words):
+    if script == "latin" and _hits(said, _english_words()) >= CLEARLY * len(words):
         return ENGLISH
     read = {code: known.words for code, known in languages().items() if known.script == script}
     if script == "latin":
-        read[ENGLISH] = _ENGLISH_WORDS
+        read[ENGLISH] = _english_words()
     hits = {code: _hits(said, common) for code, common in read.items()}
     best = max(hits, key=lambda code: (hits[code], code == ENGLISH))
     unread = max(_hits(said, common) for common in unread_languages().values())

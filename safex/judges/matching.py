@@ -82,31 +82,32 @@ def _read(nodes: Any, begun: set[str]) -> tuple[set[str], set[str]]:
 
 def _step(op: str, value: Any, begun: set[str]) -> tuple[set[str], set[str]]:
     if op == "LITERAL":
-        return _letter([chr(value)], begun)
+        return _letter(chr(value), begun)
     if op == "SUBPATTERN":
         return _read(value[-1], begun)
     if op == "BRANCH":
         return _either([_read(branch, begun) for branch in value[1]])
     if op in ("MAX_REPEAT", "MIN_REPEAT"):
-        return _repeated(*value, begun)
+        least, _, repeated = value
+        return _repeated(repeated, begun, optional=least == 0)
     if op == "IN" and all(_ends_a_word(kind, char) for kind, char in value):
         return set(), begun
     if op == "IN" and len(value) <= MOST_CHARACTERS and all(str(kind) == "LITERAL" for kind, _ in value):
-        return _either([_letter([chr(char)], begun) for _, char in value])
+        return _either([_letter(chr(char), begun) for _, char in value])
     if op in ("AT", "ASSERT", "ASSERT_NOT"):
         return begun, set()
     raise WildcardError(f"a phrase may begin with any word ({op})")
 
 
-def _repeated(least: int, _: int, nodes: Any, begun: set[str]) -> tuple[set[str], set[str]]:
+def _repeated(nodes: Any, begun: set[str], optional: bool) -> tuple[set[str], set[str]]:
     """What may be left out is, where it can be any word: the match then begins behind it."""
     try:
         once = _read(nodes, begun)
     except WildcardError:
-        if least:
+        if not optional:
             raise
         return begun, set()
-    return once if least else _either([once, (begun, set())])
+    return _either([once, (begun, set())]) if optional else once
 
 
 def _ends_a_word(kind: Any, char: Any) -> bool:
@@ -115,8 +116,7 @@ def _ends_a_word(kind: Any, char: Any) -> bool:
     return str(char) in ("CATEGORY_SPACE", "CATEGORY_NOT_WORD")
 
 
-def _letter(chars: Sequence[str], begun: set[str]) -> tuple[set[str], set[str]]:
-    (char,) = chars
+def _letter(char: str, begun: set[str]) -> tuple[set[str], set[str]]:
     if char.isalnum() or char == "_":
         return {word + char for word in begun}, set()
     return set(), begun

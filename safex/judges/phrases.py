@@ -41,6 +41,7 @@ class Phrases:
     prelude: re.Pattern[str]
     denial: re.Pattern[str]
     asked: re.Pattern[str]
+    aside: re.Pattern[str]
     unfinished: frozenset[str]
 
 
@@ -72,6 +73,7 @@ def phrases() -> Phrases:
         prelude=re.compile(_beginning(lists["prelude"])),
         denial=re.compile(known["denials"]),
         asked=re.compile(known["asked"]),
+        aside=re.compile(known["asides"]),
         unfinished=frozenset(lists["unfinished"]),
     )
 

@@ -43,9 +43,9 @@ _LINK = re.compile(
 _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
 _BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
-_ASIDE = re.compile(r"\b(?:if you (?:have|need|want|like)|let me know|feel free|i hope|hope this|you (?:cannot|do not|should not|will not|must not|may not|would not))\b")
-_PAST = re.compile(r"\b(?:i|we) (?:(?:did|was|were|had|could)\b|(?:cannot|may not|do not|will not|will never|cannot even) (?:\w+ )?(?:know|say|tell|see|find|guess|imagine|decide|measure|prove|be sure))")
-_LETTER = re.compile(r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL)
+_LETTER = re.compile(
+    r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,7 @@ def _clause(text: str) -> str | None:
 
 def is_mention(text: str, at: int) -> bool:
     """Whether what stands ``at`` a place is quoted as a phrase or as another's words: "a sentence such as ..."."""
-    lead = text[max(0, at - LEAD_LETTERS) : at]
-    for end in _SENTENCE_END.finditer(lead):
-        pass_to = end.end()
-        lead = " " * pass_to + lead[pass_to:]
+    lead = _SENTENCE_END.split(text[max(0, at - LEAD_LETTERS) : at])[-1]
     lead = _SORRY.sub("", lead.strip())
     return (
         len(lead.split()) > 1
@@ -196,9 +193,8 @@ def _denial(body: str) -> str | None:
     whole = len(words_of(body)) <= CURT_WORDS and len(sentences) == 1
     for sentence in sentences if whole else sentences[1:][-LAST_SENTENCES:]:
         denied = known.denial.search(sentence) and known.asked.search(sentence)
-        if denied and not _ASIDE.search(sentence) and not _PAST.search(sentence):
-            if not is_mention(body, body.find(sentence)):
-                return sentence[:LEAD_LETTERS]
+        if denied and not known.aside.search(sentence) and not is_mention(body, body.find(sentence)):
+            return sentence[:LEAD_LETTERS]
     return None
 
 

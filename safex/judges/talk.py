@@ -24,7 +24,8 @@ _ANSWER_IS = re.compile(
 )
 _YES_NO = re.compile(r"(?:yes|no|nope|yep)[.!]?$")
 _YES_NO_QUESTION = re.compile(
-    r"(?:.*[.!:]\s+)?(?:is|are|was|were|does|do|did|has|have|had|should|will|would|true or false|can|could)\b(?! (?:you|u)\b)"
+    r"(?:.*[.!:]\s+)?(?:is|are|was|were|does|do|did|has|have|had|should|will|would|true or false|can|could)\b"
+    r"(?! (?:you|u)\b)"
 )
 _BUT = re.compile(r",? but ")
 _TURN = re.compile(r"\b(?:but|so|because|since|for example|such as)\b|: \w")
@@ -99,7 +100,10 @@ def breaks_off(text: str, cut: bool) -> bool:
     known = phrases()
     *finished, last = _CLAUSE.split(without_opener(text))
     told = [part for part in finished if not _is_prelude(part.strip())]
-    if sum(len(words_of(part)) for part in told) >= 3 or sum(len(words_of(part)) for part in finished) > LONG_CLAUSE:
+    if (
+        sum(len(words_of(part)) for part in told) >= 3
+        or sum(len(words_of(part)) for part in finished) > LONG_CLAUSE
+    ):
         return False
     if _ENDED.search(text) and not finished:
         return False

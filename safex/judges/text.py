@@ -14,7 +14,6 @@ _SAME = str.maketrans(
         **dict.fromkeys("‐‑‒–—―", "-"),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad"),
         **dict.fromkeys(map(chr, range(0x64B, 0x653))),  # Arabic vowel signs
-
     }
 )
 _LINE_MARKS = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-+*•][ \t]+)", re.MULTILINE)

@@ -24,7 +24,18 @@ _FORMULA_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\{([^{}\n]*)\}")
 _REFUSAL_KEYS = ("refusal", "refused", "refuse", "declined", "denied", "blocked", "rejected")
 _ABILITY_KEYS = ("can_answer", "can_help", "can_comply", "allowed", "permitted", "compliant", "success", "ok")
 _STATE_KEYS = ("status", "state", "decision", "result", "verdict", "type", "action", "code", "finish_reason")
-_ANSWER_KEYS = ("answer", "response", "content", "output", "result", "steps", "text", "message", "reply", "data")
+_ANSWER_KEYS = (
+    "answer",
+    "response",
+    "content",
+    "output",
+    "result",
+    "steps",
+    "text",
+    "message",
+    "reply",
+    "data",
+)
 _REASON_KEYS = ("reason", "reasoning", "explanation", "why", "error", "note", "message", "detail", "details")
 _REFUSING_STATE = re.compile(
     r"refus|declin|denied|reject|block|forbidden|not[ _-]?(?:allowed|permitted)|content[ _-]?(?:policy|filter)|"
@@ -82,7 +93,9 @@ def _said_in_code(code: str) -> str:
     lines = [line for line in code.splitlines() if line.strip()]
     if code.lstrip()[:1] in "{[":
         return code
-    said = [next(filter(None, found)) for found in _CODE_TEXT.findall(code)] if len(lines) <= FEW_LINES else []
+    said = (
+        [next(filter(None, found)) for found in _CODE_TEXT.findall(code)] if len(lines) <= FEW_LINES else []
+    )
     return "\n".join(said) if any(len(text.split()) > 2 for text in said) else code
 
 
