@@ -129,11 +129,11 @@ def find_refusal(text: str) -> str | None:
 
 def without_speech(text: str) -> str:
     """Leave out letters and direct speech, unless all of the answer stands in quotes."""
-    inner = text.strip(' ".')
-    without = _QUOTED.sub('""', inner)
-    if '"' not in inner or len(words_of(without)) <= FRAME_WORDS:
-        return inner if '"' not in inner else inner.replace('"', " ")
-    return _LETTER.sub("...", _QUOTED.sub('""', text)) if not text.startswith("dear") else without
+    inner = text.strip(' "')
+    without = _QUOTED.sub('""', inner if '"' not in inner else text)
+    if text.count('"') <= 2 and len(words_of(without)) <= FRAME_WORDS:
+        return inner.replace('"', " ")
+    return without if text.startswith("dear") else _LETTER.sub("...", without)
 
 
 def _clause(text: str) -> str | None:
