@@ -135,8 +135,10 @@ class Reading:
             return self.object_refuses
         if own and (house := own.search(without_speech(self.text))):
             return house[0]
-        if (english := find_refusal(self.text)) or moralises(self.text):
-            return english or "calls the request wrong and says nothing besides"
+        if english := find_refusal(self.text):
+            return english
+        if moralises(self.text) and not breaks_off(self.text, self.item.finish == "length"):
+            return "calls the request wrong and says nothing besides"
         tried = languages_to_try(self.language, self.words)
         return next((found for code in tried if (found := find_foreign_refusal(self.text, code))), None)
 

@@ -43,6 +43,7 @@ _LINK = re.compile(
 _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
 _BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
+_SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")
 _LETTER = re.compile(
     r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL
 )
@@ -124,6 +125,7 @@ def find_refusal(text: str) -> str | None:
         or _lecture(opening.body)
         or _late(opening.body)
         or _denial(opening.body)
+        or _withdrawal(text)
     )
 
 
@@ -196,6 +198,18 @@ def _denial(body: str) -> str | None:
         if denied and not known.aside.search(sentence) and not is_mention(body, body.find(sentence)):
             return sentence[:LEAD_LETTERS]
     return None
+
+
+def _withdrawal(text: str) -> str | None:
+    """A short answer that speaks of the model and of what it does, in general words only, and withdraws.
+
+    "My creators have ruled this out": no word in it is about anything that could have been asked for.
+    """
+    words = words_of(text)
+    known = phrases()
+    if len(words) > CURT_WORDS or not known.meta.issuperset(words) or not _SELF.search(text):
+        return None
+    return text if known.withdrawal.search(text) and not known.aside.search(text) else None
 
 
 def _curt(body: str) -> str | None:
