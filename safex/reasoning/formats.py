@@ -125,7 +125,7 @@ def _tagged(name: str, models: str, tag: str, *more: str) -> Format:
 
 
 # gpt-oss: [<|start|>assistant][ to=RECIPIENT]<|channel|>NAME[ to=RECIPIENT][<|constrain|>TYPE]<|message|>TEXT<|end|>
-_START = r"(?:<\|start\|>\s*\w+|\A\s*(?:assistant)?)?"
+_START = r"(?:<\|start\|>\s*\w+\s*|\A\s*(?:assistant)?)?"
 _REST = r"[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 _TO_TOOL = r"\s*\bto=(?!(?:assistant|user|all|self)\b)[^\s<]+"
 
@@ -161,6 +161,7 @@ FORMATS: tuple[Format, ...] = (
             "<|end_of_msg|>",
         ),
         tokens=("<|open|>", "<|close|>", "<|sep|>"),
+        evidence=("<|end_of_msg|>",),  # the template builds its marks by macros
     ),
     Format(
         "cohere",
@@ -187,20 +188,20 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "harmony",
         "gpt-oss",
-        open=(re.compile(rf"{_START}\s*<\|channel\|>\s*analysis\b(?!{_TO_TOOL})(?:{_REST})?"),),
-        answer=(re.compile(rf"{_START}\s*<\|channel\|>\s*final\b(?:{_REST})?"),),
+        open=(re.compile(rf"{_START}<\|channel\|>\s*analysis\b(?!{_TO_TOOL})(?:{_REST})?"),),
+        answer=(re.compile(rf"{_START}<\|channel\|>\s*final\b(?:{_REST})?"),),
         preamble=(
-            re.compile(rf"{_START}\s*<\|channel\|>\s*commentary\b(?!\s+to=)(?:{_REST})?"),
-            re.compile(rf"{_START}\s*<\|channel\|>[^<]*<\|message\|>"),
+            re.compile(rf"{_START}<\|channel\|>\s*commentary\b(?!\s+to=)(?:{_REST})?"),
+            re.compile(rf"{_START}<\|channel\|>[^<]*<\|message\|>"),
         ),
         tool=(
-            re.compile(rf"(?:<\|start\|>\s*\w+|\A\s*){_TO_TOOL}\s*(?:<\|channel\|>)?{_REST}"),
-            re.compile(rf"{_START}\s*<\|channel\|>\s*\w+{_TO_TOOL}{_REST}"),
+            re.compile(rf"(?:<\|start\|>\s*\w+|\A){_TO_TOOL}\s*(?:<\|channel\|>)?{_REST}"),
+            re.compile(rf"{_START}<\|channel\|>\s*\w+{_TO_TOOL}{_REST}"),
         ),
         over=("<|end|>", "<|return|>", "<|call|>"),
         skip=(
             re.compile(r"<\|channel\|>\s*commentary(?:\s+to=assistant)?\s*(?=<\|channel\|>)"),
-            re.compile(rf"{_START}\s*<\|channel\|>\s*\w*\Z"),
+            re.compile(rf"{_START}<\|channel\|>\s*\w*\Z"),
             re.compile(r"<\|start\|>\s*(?:\w+(?:\s*<\|message\|>)?)?"),
         ),
         tokens=("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"),
@@ -232,16 +233,16 @@ FORMATS: tuple[Format, ...] = (
         over=("<|end|>", "<|calls|>", "<|flush|>"),
         skip=(re.compile(r"<\|begin\|>\s*assistant"),),
         tokens=("<|think|>", "<|content|>", "<|tool_calls|>", "<|begin|>"),
-        evidence=("<|begin|>assistant<|think|>", "<|content|>"),
+        evidence=("<|begin|>assistant<|think|>", "<|flush|>"),
         stray=False,
         messages=True,
     ),
     Format(
         "muse",
         "Muse Glimmer",
-        open=(re.compile(r"(?:<\|start\|>\s*assistant)?\s*\bto=self\s*<\|message\|>"),),
-        answer=(re.compile(r"(?:<\|start\|>\s*assistant)?\s*\bto=user\s*<\|message\|>"),),
-        tool=(re.compile(r"(?:<\|start\|>\s*assistant)?\s*\bto=(?!(?:self|user)\b)[^\s<]+\s*<\|message\|>"),),
+        open=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=self\s*<\|message\|>"),),
+        answer=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=user\s*<\|message\|>"),),
+        tool=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=(?!(?:self|user)\b)[^\s<]+\s*<\|message\|>"),),
         over=("<|eom|>", "<|eot|>"),
         skip=(re.compile(r"<\|start\|>\s*assistant(?:\s*<\|message\|>)?"),),
         tokens=("<|message|>", "<|start|>"),

@@ -24,9 +24,9 @@ _GOES_ON = re.compile(r"[ \t]+[^\W\d_]")
 _LOWER = re.compile(r"[ \t]+(?![A-Z])[^\W\d_]")
 # What follows a mark that a sentence begins with: "<think> is a tag".
 _VERB = re.compile(
-    r"[ \t](?:is|are|was|were|and|or|vs|tags?|tokens?|marks?|markers?|blocks?|elements?|sections?|opens?|closes?|starts?|"
-    r"begins?|ends?|means?|stands|denotes?|indicates?|wraps?|encloses?|should|can|must|may|has|have|refers|comes|tells|"
-    r"appears?|represents?|signals?|introduces?|separates?|contains?|shows?|ist|und|est|et|es|y|è|e)\b"
+    r"[ \t](?:is|are|was|were|and|or|vs|tags?|tokens?|marks?|markers?|blocks?|elements?|sections?|opens?|closes?|"
+    r"starts?|begins?|ends?|means?|stands|denotes?|indicates?|wraps?|encloses?|should|can|must|may|has|have|refers|comes|"
+    r"tells|appears?|represents?|signals?|introduces?|separates?|contains?|shows?|ist|und|est|et|es|y|è|e)\b"
 )
 _LINK = re.compile(r"\s*(?:and|or|und|et|y|e|和|与|,|/|&|to|…|\.\.\.)?\s*\Z", re.IGNORECASE)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .formats import ANSWER, CLOSE, END, FORMATS, OPEN, OVER, PREAMBLE, SKIP, TOOL, Format, tool_call
 from .mentions import closing_is_mentioned, goes_through, is_named_pair, opening_is_mentioned, quoted
 
+# What every mark holds one of: most answers have none.
+_HINT = re.compile(
+    r"[<\[◁]|\bto=|assistantfinal|reasoning steps:|thought process:|## thinking|\A\s*analysis", re.IGNORECASE
+)
+_ROLE = re.compile(r"<\|(?:start|begin)\|>\s*\w+\s*")
 TAIL = 400  # letters of a prompt's ending that can hold the opening of a block
 
 
@@ -43,6 +49,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
     >>> split_reasoning("The <think> tag opens reasoning.")
     ('', 'The <think> tag opens reasoning.')
     """
+    if not _HINT.search(text):
+        return "", text
     found = [(marks[0].start, each, marks) for each in FORMATS if (marks := _Reader(text, each).marks())]
     if not found:
         return "", text
@@ -58,8 +66,9 @@ def opened_by(prompt: str) -> str:
     ('<think>', '')
     """
     ending = prompt[-TAIL:]
-    matches = (each.opened.search(ending) for each in FORMATS if each.prompt_opens)
-    return next((match[1].strip() for match in matches if match), "")
+    matches = (each.opened.search(ending) for each in FORMATS if each.prompt_opens or not each.leading)
+    opening = next((match[1].strip() for match in matches if match), "")
+    return _ROLE.sub("", opening)
 
 
 class _Reader:
