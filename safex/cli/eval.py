@@ -232,7 +232,7 @@ def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
     """A judge by its name. A guard model runs where the model does, with a context of its own."""
     from safex.judges import make
 
-    own = ("n_ctx", "tensor_overrides")
+    own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
     return make(spec, settings=settings) if spec.startswith("gguf:") else spec
 
