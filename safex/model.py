@@ -25,6 +25,7 @@ from .experts import ExpertList, Intervention, MaskLike, NativeMask
 from .generation import GREEDY, Sampling, cut_at_stop
 from .generation import Response as Response
 from .generation import Route as Route
+from .placement import placement
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
@@ -77,6 +78,9 @@ class Model:
         Map the file instead of reading it.
     tensor_overrides
         ``{regex on tensor names: buffer type}``, e.g. ``{"ffn_.*_exps": "CPU"}`` keeps experts off the GPU.
+    n_cpu_moe
+        The routed experts of this many layers, from the first on, stay in main memory whatever ``n_gpu_layers``
+        says; ``tensor_overrides`` count first.
     on_load
         Called with the loaded share, 0 to 1.
 
@@ -105,6 +109,7 @@ class Model:
         kv_type: str = "f16",
         mmap: bool = True,
         tensor_overrides: dict[str, str] | None = None,
+        n_cpu_moe: int = 0,
         on_load: Callable[[float], None] | None = None,
     ) -> None:
         """Load the model; see the class."""
@@ -114,7 +119,7 @@ class Model:
         self.path: Path = model_file.resolve(path)
         self.n_threads: int = n_threads or available_cores()
         self.n_gpu_layers: int = n_gpu_layers
-        overrides = list((tensor_overrides or {}).items())
+        overrides = placement(tensor_overrides, n_cpu_moe)
         self._session: Any = library.native().Session(
             str(self.path),
             n_gpu_layers,

@@ -237,7 +237,7 @@ def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
     """A judge by its name; one that needs the model stays a name. A guard model has a context of its own."""
     from safex.judges import make
 
-    own = ("n_ctx", "tensor_overrides")
+    own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
     if spec.startswith("gguf:"):
         return make(spec, settings=settings, **reading_settings(args))

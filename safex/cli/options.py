@@ -214,6 +214,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX=BUFFER",
         help="where tensors of matching names go, e.g. 'ffn_.*_exps=CPU'; may be repeated",
     )
+    group.add_argument(
+        "--n-cpu-moe",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="keep the routed experts of the first N layers in main memory, the rest as --gpu-layers says; "
+        "--override-tensor counts first (default 0)",
+    )
 
 
 def open_model(
@@ -239,4 +247,5 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "kv_type": args.kv_type,
         "mmap": not args.no_mmap,
         "tensor_overrides": dict(args.override_tensor),
+        "n_cpu_moe": args.n_cpu_moe,
     }
