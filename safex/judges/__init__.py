@@ -34,7 +34,9 @@ from .verdicts import (
     Judge,
     Mask,
     Verdict,
+    reading,
     three_way,
+    why_unreadable,
 )
 
 __all__ = [
@@ -63,8 +65,10 @@ __all__ = [
     "check_spec",
     "count_labels",
     "make",
+    "reading",
     "shipped_templates",
     "three_way",
+    "why_unreadable",
 ]
 
 SPECS = "keyword, logit, gguf:PATH[:TEMPLATE], openai:MODEL@URL"
