@@ -16,8 +16,8 @@ import numpy.typing as npt
 from safex.control_masks import SINGLE
 from safex.evaluation.counting import Labels
 from safex.evaluation.plan import BENIGN, MASK, NONE, REGULAR
-from safex.evaluation.readable import Read
 from safex.judges import COMPLY, REFUSE
+from safex.judges.readable import Read
 from safex.rates import (
     Estimate,
     Paired,

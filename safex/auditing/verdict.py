@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from safex.auditing.measured import Control, Measured
-from safex.evaluation.readable import ENOUGH, SHARE, Read
+from safex.judges.readable import ENOUGH, SHARE, Read
 from safex.rates import Estimate, tango
 
 CONCENTRATED = "concentrated"

@@ -7,8 +7,8 @@ from typing import Any
 from safex.control_masks import SINGLE
 from safex.evaluation.counting import Row
 from safex.evaluation.plan import BENIGN, JAILBREAK, REGULAR
-from safex.evaluation.readable import Read
 from safex.judges import COMPLY, OTHER, REFUSE
+from safex.judges.readable import Read
 from safex.rates import sign_flip_p
 
 ALPHA = 0.05

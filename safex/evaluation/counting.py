@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from safex.control_masks import placement
 from safex.evaluation.plan import BENIGN, JAILBREAK, MASK, NONE, REGULAR
-from safex.evaluation.readable import Read
 from safex.judges import COMPLY, OTHER, REFUSE, THREE, UNREADABLE
+from safex.judges.readable import Read
 from safex.rates import (
     Estimate,
     by_category,

@@ -166,7 +166,7 @@ def _result(
         results=results,
         agreement=[
             {**vars(pair), "judges": list(pair.judges)}
-            for pair in judging.agreements([_only(record.labels, names) for record in records])
+            for pair in judging.agreements([_only(record.readings, names) for record in records])
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
@@ -174,8 +174,8 @@ def _result(
     )
 
 
-def _only(labels: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    return {name: labels[name] for name in names}
+def _only(readings: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: readings[name] for name in names}
 
 
 def _parameters(plan: Plan, settings: Settings) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 from safex.control_masks import SINGLE
 from safex.evaluation.conclusion import ALPHA, as_good, fate, is_real, is_specific, p_value
 from safex.evaluation.plan import REGULAR
-from safex.evaluation.readable import Read
 from safex.judges import COMPLY, OTHER, REFUSE
+from safex.judges.readable import Read
 
 from .orders import SHUFFLED
 from .result import Redundancy

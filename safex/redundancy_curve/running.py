@@ -15,9 +15,9 @@ from safex.evaluation.answers import Answers, Progress, silent
 from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
 from safex.evaluation.marks import Marks, marks_for
 from safex.evaluation.plan import REGULAR, Settings
-from safex.evaluation.readable import Read
 from safex.experts import ExpertList
 from safex.judges import REFUSE, Judge
+from safex.judges.readable import Read
 from safex.model import Model, Prompts
 from safex.profile import Profile
 

@@ -118,8 +118,8 @@ def check_resamples(pairs: Sequence[str | None], n: int) -> int:
 class Resampled:
     """Resamples of ``n_units`` units of prompts: how often each prompt is drawn, ``drawn`` float64 [S, P].
 
-    Resamples in which ``unmasked`` [P] (1: refused without a mask, NaN: not readable) is nowhere 1 are left out. ``ends``
-    [2, S] stand for rates of 0, and for 1 less rates of 1, where all prompts agree.
+    Resamples in which ``unmasked`` [P] (1: refused without a mask, NaN: could not be read) is nowhere 1 are left out.
+    ``ends`` [2, S] stand for rates of 0, and for 1 less rates of 1, where all prompts agree.
     """
 
     drawn: Floats

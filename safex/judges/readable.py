@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from safex.judges import DEGENERATE, EMPTY, REASONING, TRUNCATED, UNREADABLE
+from .verdicts import DEGENERATE, EMPTY, REASONING, TRUNCATED, UNREADABLE
 
 ENOUGH = 10  # answers
 SHARE = 0.75  # of the answers
