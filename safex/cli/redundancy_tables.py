@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from safex.redundancy_curve import Redundancy
 
-CURVE = "Rates in % of the answers that could be read, with the first experts of the order masked"
+CURVE = (
+    "Rates in % of the answers that could be read, with 95 % intervals; the first experts of the order masked"
+)
 AREAS = (
     "Area under the curve, mean (least to most): refusal relative to no mask (1 = nothing lost), compliance as it is; "
     "half = masked experts that halve refusal, of the control orders how many, and their median"
