@@ -61,8 +61,8 @@ def curve_table(found: Found) -> Table:
     columns += [Column("change of refusal, points", True, intervals=True), Column("p", True)]
     columns += [Column("KL", True, intervals=True), Column("perplexity ×", True, intervals=True)]
     caption = (
-        "Answers with the first experts of the order masked, in percent of those that could be read. Change: on the same "
-        "prompts, against no mask (Tango, McNemar). KL and perplexity: on harmless text, beside the first set."
+        "Answers with the first experts of the order masked, in percent of those that could be read. Change: on the "
+        "same prompts, against no mask (Tango, McNemar). KL and perplexity: on harmless text, beside the first set."
     )
     return small_table(caption, columns, body)
 
