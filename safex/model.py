@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import datetime
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import library, model_file
-from .chat import ChatTemplate, common_tail
+from .chat import ChatTemplate
+from .chat_settings import ChatSettings
 from .cores import available_cores
+from .encoding import Encoded as Encoded
+from .encoding import encode_text
 from .errors import InputError
 from .expert_set import ExpertSet
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
@@ -42,12 +44,15 @@ NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tupl
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as tokens; its last ``n_suffix`` tokens follow the user's text."""
-
-    tokens: list[int]
-    n_suffix: int
+# Special tokens that a chat template may name, and where a file says which token each is.
+SPECIAL_TOKENS = {
+    "pad_token": "padding",
+    "unk_token": "unknown",
+    "sep_token": "seperator",  # the format's own spelling
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+TAIL = 16  # tokens at the end of a raw prompt that may open a reasoning block
 
 
 class Model:
@@ -75,6 +80,15 @@ class Model:
         ``{regex on tensor names: buffer type}``, e.g. ``{"ffn_.*_exps": "CPU"}`` keeps experts off the GPU.
     on_load
         Called with the loaded share, 0 to 1.
+    system
+        A system message before every prompt; None for what the chat template does without one.
+    template_kwargs
+        Variables of the chat template, plain JSON values, e.g. ``{"reasoning_effort": "low"}``.
+    thinking
+        "on" or "off": sets what the chat template understands of it; ``chat.notes()`` says what.
+    date
+        The day (a ``date`` or "YYYY-MM-DD") that templates which show one are given; None: today, or the day of the
+        run that is resumed.
 
     Raises
     ------
@@ -102,8 +116,13 @@ class Model:
         mmap: bool = True,
         tensor_overrides: dict[str, str] | None = None,
         on_load: Callable[[float], None] | None = None,
+        system: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        thinking: bool | str | None = None,
+        date: datetime.date | str | None = None,
     ) -> None:
         """Load the model; see the class."""
+        settings = ChatSettings.of(system, template_kwargs, thinking, date)
         for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
             if value < 1:
                 raise InputError(f"{name} is {value}, expected a positive number of tokens")
@@ -134,9 +153,7 @@ class Model:
         self.top_k: int = max(self.top_k_of_layers, default=0)
         self.n_experts: int = self.facts.n_experts
         self.n_ctx: int = min(n_ctx, self._session.n_ctx, self.facts.n_ctx_train or n_ctx)
-        self.chat = ChatTemplate(
-            self.facts.chat_template, *map(self._token_text, (self.facts.bos, self.facts.eos))
-        )
+        self.chat: ChatTemplate = self._chat_template(settings)
         # Channels are special tokens, which no text shows; a single one means that the vocabulary has it.
         self._has_channels = len(self.tokenize(CHANNEL)) == 1
         self.fingerprint: str = model_file.fingerprint(self.path)
@@ -184,11 +201,18 @@ class Model:
         """
         if not isinstance(prompt, (str, Prompt)):
             return Encoded([int(token) for token in prompt], 1)
-        text = self.chat.render(_messages(prompt))
-        tokens = self.tokenize(text)
-        if self.facts.adds_bos and self.facts.bos >= 0 and tokens[:1] != [self.facts.bos]:
-            tokens.insert(0, self.facts.bos)
-        return Encoded(tokens, max(1, common_tail(tokens, self.tokenize(self.chat.suffix))))
+        bos = self.facts.bos if self.facts.adds_bos and self.facts.bos >= 0 else None
+        return encode_text(self, *self.chat.split(_messages(prompt)), bos)
+
+    def _chat_template(self, settings: ChatSettings) -> ChatTemplate:
+        """The file's chat template with its special tokens."""
+        metadata = dict(self.facts.metadata)
+        numbers = {
+            name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_TOKENS.items()
+        }
+        special = {name: self._token_text(int(number)) for name, number in numbers.items() if number}
+        bos, eos = map(self._token_text, (self.facts.bos, self.facts.eos))
+        return ChatTemplate(self.facts.chat_template, bos, eos, settings, special)
 
     def _token_text(self, token: int) -> str:
         return self.detokenize([token], special=True) if token >= 0 else ""
@@ -476,7 +500,7 @@ class Model:
             "model.name": self.facts.name or self.path.stem,
             "model.architecture": self.facts.architecture,
             "model.quant_types": self.quant_type,
-            "template_hash": hashlib.sha256(self.chat.source.encode()).hexdigest(),
+            **self.chat.describe(),
             "tool_version": __version__,
             "upstream_id": library.UPSTREAM_ID,
             **{f"session.{name}": value for name, value in self._settings.items()},
@@ -547,7 +571,7 @@ class Model:
 
     def _to_response(self, encoded: Encoded, result: dict[str, Any], stops: Sequence[str]) -> Response:
         tokens, text = list(result["generated"]), result["text"]
-        marked = opened_by(self.detokenize(encoded.tokens[-encoded.n_suffix :], special=True))
+        marked = opened_by(encoded.ending or self.detokenize(encoded.tokens[-TAIL:], special=True))
         if self._has_channels:
             marked += cut_at_stop(self.detokenize(tokens, special=True), stops)
         elif marked:
@@ -583,7 +607,7 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
     return PromptSet.of(p if isinstance(p, str) else " ".join(map(str, p)) for p in plain)
 
 
-def _messages(prompt: str | Prompt) -> list[dict[str, str]]:
+def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
     if isinstance(prompt, Prompt) and prompt.messages:
         return [{"role": role, "content": content} for role, content in prompt.messages]
     return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
