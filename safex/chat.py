@@ -11,30 +11,21 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+from .chat_messages import (
+    SYSTEM_ROLES,
+    Message,
+    last_text,
+    plain,
+    shows_calls,
+    text_of,
+    variants,
+    with_word,
+)
 from .chat_settings import ChatSettings
 from .errors import InputError
 from .template_environment import compile_template, variables_read
 from .thinking import Thinking, resolve_thinking
 
-Message = Mapping[
-    str, Any
-]  # role, content (a text, a list of parts, or None), and what a template knows besides
-
-SYSTEM_ROLES = ("system", "developer")
-# Older names of a message's reasoning; templates read the first, gpt-oss's the second.
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-MEDIA = (
-    "image",
-    "image_url",
-    "video",
-    "video_url",
-    "audio",
-    "audio_url",
-    "input_audio",
-    "input_image",
-    "file",
-)
-DATE_VARIABLES = {"date_string": "%d %b %Y"}  # Llama 3's: set where a date is given
 PROBE = "safexprobe"  # a user's text that no template holds
 
 
@@ -79,7 +70,7 @@ class ChatTemplate:
 
     def conversation(self, messages: Sequence[Message], keep_system: bool = False) -> list[dict[str, Any]]:
         """The messages as the template gets them: the system message first, no nulls, contents of its kind."""
-        made = [_plain(message, number) for number, message in enumerate(messages, start=1)]
+        made = [plain(message, number) for number, message in enumerate(messages, start=1)]
         system, own = self.settings.system, bool(made) and made[0]["role"] in SYSTEM_ROLES
         if system is not None and own and not keep_system:
             raise InputError(
@@ -91,7 +82,7 @@ class ChatTemplate:
         if not self:
             return made
         if self._thinking.system_word:
-            made = _with_word(made, self._thinking.system_word)
+            made = with_word(made, self._thinking.system_word)
         for role in SYSTEM_ROLES:
             if any(message["role"] == role for message in made):
                 self._check_role(role)
@@ -100,9 +91,17 @@ class ChatTemplate:
     def render_conversation(self, conversation: Sequence[Message], tools: Any = None) -> str:
         """What ``conversation`` made, as text."""
         if not self:
-            return "\n".join(text for message in conversation if (text := _text_of(message)) is not None)
-        more = {} if tools is None else {"tools": tools}
-        return self._rendered(conversation, {**self.variables, **more})
+            return "\n".join(text for message in conversation if (text := text_of(message)) is not None)
+        variables = self.variables if tools is None else {**self.variables, "tools": tools}
+        try:
+            return self._rendered(conversation, variables)
+        except InputError:
+            for variant in variants(conversation):
+                with suppress(InputError):
+                    shown = self._rendered(variant, variables)
+                    if shows_calls(shown, conversation):
+                        return shown
+            raise
 
     def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """Render once, nothing checked. The one place where a template runs."""
@@ -140,13 +139,8 @@ class ChatTemplate:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables that the settings fill: those given, those that ``thinking`` stands for, a date."""
-        dates: dict[str, Any] = {}
-        if self.settings.date is not None:
-            dates = {
-                name: self.date.strftime(form) for name, form in DATE_VARIABLES.items() if name in self.reads
-            }
-        return {**dates, **self._thinking.variables, **self.settings.template_kwargs}
+        """The variables that the settings fill: those given, and those that ``thinking`` stands for."""
+        return {**self._thinking.variables, **self.settings.template_kwargs}
 
     @cached_property
     def _thinking(self) -> Thinking:
@@ -167,10 +161,6 @@ class ChatTemplate:
             given = self.variables
         except InputError:
             return False
-        if self.settings.date is not None and any(
-            name in self.reads and name not in self.settings.template_kwargs for name in DATE_VARIABLES
-        ):
-            return True
         before = self._date_calls
         for messages in self._probes():
             with suppress(InputError):
@@ -240,7 +230,8 @@ class ChatTemplate:
                 f"(it may read {known or 'nothing'})"
             )
         if settings.date is not None and not self.uses_date:
-            found.append("the model's chat template shows no date: date has no effect")
+            own = " (it reads date_string: template_kwargs can set it)" if "date_string" in self.reads else ""
+            found.append(f"the model's chat template never asks for the date: date has no effect{own}")
         return found
 
     # --- what it does with contents and roles
@@ -279,7 +270,7 @@ class ChatTemplate:
         if isinstance(content, str) and not self._takes("user", PROBE) and self._takes("user", parts):
             return {**message, "content": [{"type": "text", "text": content}]}
         if isinstance(content, list) and not self._takes(role, parts):
-            return {**message, "content": _text_of(message)}
+            return {**message, "content": text_of(message)}
         return message
 
     def _check_role(self, role: str) -> None:
@@ -328,7 +319,7 @@ class ChatTemplate:
         shown = self.render_conversation(conversation)
         if not self:
             return shown, ""
-        text = _last_text(conversation[-1]) if conversation else ""
+        text = last_text(conversation[-1]) if conversation else ""
         if not text or _ends_as(shown, text, self.suffix):
             return shown, self.suffix if shown.endswith(self.suffix) else ""
         return shown, self._suffix_behind(conversation, text, shown)
@@ -337,7 +328,7 @@ class ChatTemplate:
         """What follows the last message, found by marking its text; some templates look at the text they show."""
         tails: list[str] = []
         for marked in (PROBE + text, text + PROBE, PROBE):
-            changed = [*conversation[:-1], _with_last_text(conversation[-1], marked)]
+            changed = [*conversation[:-1], with_last_text(conversation[-1], marked)]
             try:
                 _, found, tail = self.render_conversation(changed).rpartition(PROBE)
             except InputError:
@@ -371,80 +362,6 @@ def common_tail(one: Sequence[Any], other: Sequence[Any]) -> int:
     """
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-# --- messages
-
-
-def _plain(message: Message, number: int) -> dict[str, Any]:
-    """A message without nulls, its reasoning under all names. Raises InputError for what is no message."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InputError(
-            f"message {number} is no object with a role: expected {{'role': ..., 'content': ...}}"
-        )
-    made = {key: value for key, value in message.items() if value is not None}
-    content = made.get("content")
-    if isinstance(content, (list, tuple)):
-        made["content"] = [_part(part, number) for part in content]
-    elif not (content is None or isinstance(content, str)):
-        raise InputError(
-            f"message {number}: its content is {type(content).__name__}, expected a text or a list of parts"
-        )
-    reasoning = next((made[key] for key in REASONING_KEYS if key in made), None)
-    if reasoning is not None:
-        made = {"thinking": reasoning, **made, "reasoning_content": reasoning}
-    return made
-
-
-def _part(part: object, number: int) -> dict[str, Any]:
-    """A part of a content: an object with a type. Raises InputError for images and sounds, which nothing here sees."""
-    part = {"type": "text", "text": part} if isinstance(part, str) else part
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or not isinstance(kind, str):
-        raise InputError(
-            f"message {number}: a part of its content has no type; expected {{'type': 'text', ...}}"
-        )
-    if kind in MEDIA:
-        raise InputError(f"message {number}: holds a part of type {kind!r}; a model is shown text only here")
-    if kind == "text" and not isinstance(part.get("text"), str):
-        raise InputError(f"message {number}: a part of type 'text' has no text")
-    return dict(part)
-
-
-def _text_of(message: Message) -> str | None:
-    """The content as one text; None without one. Raises InputError for parts that have no text."""
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content
-    other = next((part["type"] for part in content if part["type"] != "text"), None)
-    if other is not None:
-        raise InputError(f"the model's chat template takes text only, found a part of type {other!r}")
-    return "".join(part["text"] for part in content)
-
-
-def _last_text(message: Message) -> str:
-    """The text of the content, or of its last part that has one; empty without any."""
-    content = message.get("content", "")
-    if isinstance(content, str):
-        return content
-    return next((part["text"] for part in reversed(content) if part.get("text")), "")
-
-
-def _with_last_text(message: dict[str, Any], text: str) -> dict[str, Any]:
-    """The message with that text exchanged."""
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": text}
-    at = next(i for i in reversed(range(len(content))) if content[i].get("text"))
-    return {**message, "content": [*content[:at], {**content[at], "text": text}, *content[at + 1 :]]}
-
-
-def _with_word(messages: list[dict[str, Any]], word: str) -> list[dict[str, Any]]:
-    """The messages with a word at the end of their system message, which is made where there is none."""
-    if messages and messages[0]["role"] in SYSTEM_ROLES:
-        before = _text_of(messages[0]) or ""
-        return [{**messages[0], "content": f"{before} {word}".lstrip()}, *messages[1:]]
-    return [{"role": "system", "content": word}, *messages]
 
 
 def _json(value: Any) -> str:
