@@ -19,6 +19,7 @@ from .chat_messages import (
     shows_calls,
     text_of,
     variants,
+    with_last_text,
     with_word,
 )
 from .chat_settings import ChatSettings
