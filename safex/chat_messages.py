@@ -76,7 +76,7 @@ def last_text(message: Message) -> str:
     return next((part["text"] for part in reversed(content) if part.get("text")), "")
 
 
-def _withlast_text(message: dict[str, Any], text: str) -> dict[str, Any]:
+def with_last_text(message: dict[str, Any], text: str) -> dict[str, Any]:
     """The message with that text exchanged."""
     content = message["content"]
     if isinstance(content, str):
