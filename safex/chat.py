@@ -30,6 +30,22 @@ from .thinking import Thinking, resolve_thinking
 PROBE = "safexprobe"  # a user's text that no template holds
 
 
+# Special tokens that a chat template may name, and where a file says which token each is.
+SPECIAL_TOKENS = {
+    "pad_token": "padding",
+    "unk_token": "unknown",
+    "sep_token": "seperator",  # the format's own spelling
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+
+
+def special_tokens(metadata: Mapping[str, str]) -> dict[str, int]:
+    """The special tokens besides BOS and EOS that a file's metadata names, by the template's names for them."""
+    found = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_TOKENS.items()}
+    return {name: int(token) for name, token in found.items() if token and token.isdecimal()}
+
+
 class ChatTemplate:
     """A model's own Jinja template, rendered in Jinja's sandbox. Without one, prompts are shown as they are.
 
@@ -48,6 +64,7 @@ class ChatTemplate:
         self.source = source
         self.settings = settings or ChatSettings()
         self.date = self.settings.date or datetime.date.today()
+        self.bos = bos
         self._special = {"bos_token": bos, "eos_token": eos, **(special or {})}
         self._date_calls = 0
         self._known_forms: dict[tuple[str, bool], bool] = {}  # by role, and whether the content is a text
@@ -59,15 +76,14 @@ class ChatTemplate:
 
     # --- rendering
 
-    def render(self, messages: Sequence[Message], *, keep_system: bool = False, tools: Any = None) -> str:
+    def render(self, messages: Sequence[Message], *, keep_system: bool = False, **variables: Any) -> str:
         """The full prompt up to the point where the model is to answer.
 
         The system message of the settings is put before the messages. Where these bring their own, it is refused, or
-        theirs is kept with ``keep_system``. ``tools`` as the template takes them. Raises InputError where the template
-        does not compile, can't render these messages, or would leave the user's or the system's text out.
+        theirs is kept with ``keep_system``. ``variables`` of this conversation, as tools, are for the template. Raises
+        InputError where it does not compile, can't render these messages, or would leave the system message out.
         """
-        conversation = self.conversation(messages, keep_system)
-        return self.render_conversation(conversation, tools)
+        return self.render_conversation(self.conversation(messages, keep_system), variables)
 
     def conversation(self, messages: Sequence[Message], keep_system: bool = False) -> list[dict[str, Any]]:
         """The messages as the template gets them: the system message first, no nulls, contents of its kind."""
@@ -89,11 +105,13 @@ class ChatTemplate:
                 self._check_role(role)
         return [self._in_known_form(message) for message in made]
 
-    def render_conversation(self, conversation: Sequence[Message], tools: Any = None) -> str:
+    def render_conversation(
+        self, conversation: Sequence[Message], variables: Mapping[str, Any] | None = None
+    ) -> str:
         """What ``conversation`` made, as text."""
         if not self:
             return "\n".join(text for message in conversation if (text := text_of(message)) is not None)
-        variables = self.variables if tools is None else {**self.variables, "tools": tools}
+        variables = {**self.variables, **(variables or {})}
         try:
             return self._rendered(conversation, variables)
         except InputError:

@@ -51,7 +51,7 @@ def _part(part: object, number: int) -> dict[str, Any]:
             f"message {number}: a part of its content has no type; expected {{'type': 'text', ...}}"
         )
     if kind in MEDIA:
-        raise InputError(f"message {number}: holds a part of type {kind!r}; a model is shown text only here")
+        raise InputError(f"message {number}: holds a part of type {kind!r}, and safex-native takes text only")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise InputError(f"message {number}: a part of type 'text' has no text")
     return dict(part)

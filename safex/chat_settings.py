@@ -21,6 +21,8 @@ RESERVED = (
     "strftime_now",
     *(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")),
 )
+# What result files say of the settings, where there is something to say.
+CHAT_KEYS = ("chat.system", "chat.template_kwargs", "chat.thinking", "chat.date")
 DATE_FORM = "YYYY-MM-DD"
 EXAMPLE = '{"enable_thinking": false}'
 
@@ -49,6 +51,14 @@ class ChatSettings:
             raise InputError("system holds half a surrogate pair, which is no character")
         kwargs = {} if template_kwargs is None else check_template_kwargs(template_kwargs)
         return cls(system, kwargs, _switch(thinking), None if date is None else to_date(date))
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result file's facts of its model say of the settings, as ``safex.Model`` takes them."""
+    found = {key.removeprefix("chat."): recorded[key] for key in CHAT_KEYS if recorded.get(key) is not None}
+    if "template_kwargs" in found:
+        found["template_kwargs"] = parse_template_kwargs(str(found["template_kwargs"]))
+    return found
 
 
 def _switch(thinking: bool | str | None) -> bool | None:

@@ -37,24 +37,31 @@ def encode_text(vocabulary: Tokenizer, text: str, suffix: str, bos: int | None) 
     token is.
     """
     tokens = vocabulary.tokenize(text)
+    n_suffix = _count_behind(vocabulary, tokens, text, suffix) if suffix else 0
     if bos is not None and tokens[:1] != [bos]:
         tokens.insert(0, bos)
-    return Encoded(tokens, max(1, _count_behind(vocabulary, tokens, suffix)), suffix)
+    return Encoded(tokens, max(1, n_suffix), suffix)
 
 
-def _count_behind(vocabulary: Tokenizer, tokens: Sequence[int], suffix: str) -> int:
+def _count_behind(vocabulary: Tokenizer, tokens: Sequence[int], text: str, suffix: str) -> int:
     """How many of the last tokens lie wholly in ``suffix``."""
-    if not suffix:
-        return 0
     whole = vocabulary.detokenize(tokens, special=True)
-    if not whole.endswith(suffix):  # a vocabulary that does not keep every character
-        return common_tail(tokens, vocabulary.tokenize(suffix))
-    before = whole[: len(whole) - len(suffix)]
+    if whole.endswith(suffix):
+        return len(tokens) - _fewest_holding(vocabulary, tokens, whole[: len(whole) - len(suffix)])
+    # A vocabulary that does not keep every character, such as blanks behind a special token.
+    before = vocabulary.tokenize(text[: len(text) - len(suffix)])
+    if before == tokens[: len(before)]:
+        return len(tokens) - len(before)
+    return common_tail(tokens, vocabulary.tokenize(suffix))
+
+
+def _fewest_holding(vocabulary: Tokenizer, tokens: Sequence[int], before: str) -> int:
+    """The number of first tokens whose text begins with all of ``before``."""
     low, high = 0, len(tokens)
-    while low < high:  # the fewest tokens that hold all that stands before the suffix
+    while low < high:
         middle = (low + high) // 2
         if vocabulary.detokenize(tokens[:middle], special=True).startswith(before):
             high = middle
         else:
             low = middle + 1
-    return len(tokens) - low
+    return low

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import library, model_file
-from .chat import ChatTemplate
+from .chat import ChatTemplate, special_tokens
 from .chat_settings import ChatSettings
 from .cores import available_cores
 from .encoding import Encoded as Encoded
@@ -44,14 +44,6 @@ NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tupl
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
 
-# Special tokens that a chat template may name, and where a file says which token each is.
-SPECIAL_TOKENS = {
-    "pad_token": "padding",
-    "unk_token": "unknown",
-    "sep_token": "seperator",  # the format's own spelling
-    "cls_token": "cls",
-    "mask_token": "mask",
-}
 TAIL = 16  # tokens at the end of a raw prompt that may open a reasoning block
 
 
@@ -206,11 +198,8 @@ class Model:
 
     def _chat_template(self, settings: ChatSettings) -> ChatTemplate:
         """The file's chat template with its special tokens."""
-        metadata = dict(self.facts.metadata)
-        numbers = {
-            name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL_TOKENS.items()
-        }
-        special = {name: self._token_text(int(number)) for name, number in numbers.items() if number}
+        tokens = special_tokens(dict(self.facts.metadata))
+        special = {name: self._token_text(token) for name, token in tokens.items()}
         bos, eos = map(self._token_text, (self.facts.bos, self.facts.eos))
         return ChatTemplate(self.facts.chat_template, bos, eos, settings, special)
 
@@ -491,6 +480,10 @@ class Model:
                     "shorten the prompt" + ("" if trained else ", or raise n_ctx (--ctx)")
                 )
 
+    def use_date_of(self, recorded: Mapping[str, Any]) -> None:
+        """Show the date of a run that is resumed, unless one was given: ``recorded`` is what it says of itself."""
+        self.chat.use_recorded_date(recorded.get("chat.date"))
+
     def provenance(self) -> dict[str, Any]:
         """What a result file must say about the model and the session that made it."""
         from . import __version__
@@ -526,15 +519,16 @@ class Model:
         """Every prompt encoded; a text that occurs more than once only once."""
         if isinstance(prompts, str):
             raise InputError("prompts is one text, expected a list: [text]")
-        known: dict[str | Prompt, Encoded] = {}
+        known: dict[str, Encoded] = {}
         encoded = []
         for prompt in prompts:
             if not isinstance(prompt, (str, Prompt)):
                 encoded.append(self.encode(prompt))
                 continue
-            if prompt not in known:
-                known[prompt] = self.encode(prompt)
-            encoded.append(known[prompt])
+            shown = repr(_messages(prompt))  # parts and tool calls can't be hashed
+            if shown not in known:
+                known[shown] = self.encode(prompt)
+            encoded.append(known[shown])
         return encoded
 
     def _run_prompt(self, tokens: Tokens, intervention: Intervention, **wanted: Any) -> dict[str, Any]:
@@ -609,5 +603,8 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
 
 def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
     if isinstance(prompt, Prompt) and prompt.messages:
-        return [{"role": role, "content": content} for role, content in prompt.messages]
+        return [
+            dict(turn) if isinstance(turn, Mapping) else {"role": turn[0], "content": turn[1]}
+            for turn in prompt.messages
+        ]
     return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,6 +244,15 @@ def say_note(args: argparse.Namespace, text: str) -> None:
     """One line on stderr, unless --quiet."""
     if not args.quiet:
         to_stderr(f"note: {text}")
+
+
+def show_as_recorded(args: argparse.Namespace, recorded: Mapping[str, Any]) -> None:
+    """Where nothing is given, show the model what a result file says that it was shown."""
+    from safex.chat_settings import recorded_settings
+
+    for name, value in recorded_settings(recorded).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def chat_settings(args: argparse.Namespace) -> dict[str, Any]:
