@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from safex.errors import InputError
 from safex.prompt_files import Layout, Row, Table, choose_layout, read_table, shown
 
-Messages = tuple[tuple[str, str], ...]
+Messages = tuple[
+    Any, ...
+]  # turns: (role, content), or objects with tool calls and what else a template knows
 
 DEFAULT_SET = "prompts"
 SETS = ("regular", "jailbreak", "benign")
@@ -32,7 +34,8 @@ class Prompt:
 
     ``pair`` joins twins of different sets: a plain request, its disguise, its harmless look-alike.
     ``messages`` holds the chat turns ``(role, content)`` where the file had turns; ``text`` is then the
-    last user turn.
+    last user turn. In Python a content may also be a list of parts or None, and a turn an object such as
+    ``{"role": "assistant", "content": None, "tool_calls": [...]}``.
     """
 
     text: str

@@ -21,6 +21,7 @@ from safex.judges import Judge
 from safex.model import Model, Prompts, as_prompt_set
 from safex.profile import Profile
 from safex.prompts import PromptSet
+from safex.responses import header_of
 
 CONTROLS = ("uniform", "layer", "frequency", "active")
 DRAWS = 20
@@ -77,6 +78,8 @@ def evaluate(
         model.require_experts()
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     is_demo = model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility and experts is not None else None
