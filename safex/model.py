@@ -583,7 +583,5 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
     return PromptSet.of(p if isinstance(p, str) else " ".join(map(str, p)) for p in plain)
 
 
-def _messages(prompt: str | Prompt) -> list[dict[str, str]]:
-    if isinstance(prompt, Prompt) and prompt.messages:
-        return [{"role": role, "content": content} for role, content in prompt.messages]
-    return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
+def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt.turns()
