@@ -67,6 +67,7 @@ CATEGORY_COLUMNS = (
     "topic",
     "policy",
     "subcategory",
+    "tags",
 )
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "sys_prompt", "meta_instruction")
 CONTEXT_COLUMNS = ("ContextString", "context")

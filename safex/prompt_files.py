@@ -109,7 +109,7 @@ def _no_column(table: Table) -> str:
     """What to say of a table without a column known to hold prompts."""
     columns = table.columns
     found = f"columns found: {shown(columns)}"
-    languages = [name for name in columns if re.fullmatch(r"[a-z]{2}([-_][A-Za-z]{2,4})?", name.strip())]
+    languages = [name for name in columns if re.fullmatch(r"(?!id\b)[a-z]{2}([-_][A-Za-z]{2,4})?", name)]
     if len(languages) > 2:
         return (
             f"has a column for each language ({shown(languages)}); name one with --column (column= in Python)"
