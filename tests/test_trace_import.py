@@ -377,7 +377,7 @@ def test_experts_from_0_on_are_possible_where_little_was_traced(tmp_path: Path) 
     assert not any("were the ids filled" in note for note in found)
     one = official(n_in=30, n_out=0)
     one["input_expert_usage"][1] = [30, 30] + [0] * 6
-    (note,) = notes(safex.Profile.from_traces({"a": put(tmp_path / "one.json", one)}))
+    note, *_ = notes(safex.Profile.from_traces({"a": put(tmp_path / "one.json", one)}))
     assert note.startswith("one.json: all 30 tokens of phase prompt select experts 0 to 1 in layer 1: ")
     every = constant([10, 10], 10, (L, 2))
     assert notes(safex.Profile.from_traces({"a": put(tmp_path / "every.json", every)})) == []
