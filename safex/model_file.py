@@ -62,9 +62,9 @@ def _check(path: Path) -> None:
             f"{path}: a profile, expected a model; `safex-native info` shows what a profile holds"
         )
     facts = facts_of(path)
+    check_parts(path, facts)
     if facts is not None:
         refuse_other_kinds(path, facts)
-    check_parts(path, facts)
 
 
 def fingerprint(path: Path, without: Sequence[tuple[int, int, int]] = ()) -> str:
