@@ -619,9 +619,4 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
 
 
 def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
-    if isinstance(prompt, Prompt) and prompt.messages:
-        return [
-            dict(turn) if isinstance(turn, Mapping) else {"role": turn[0], "content": turn[1]}
-            for turn in prompt.messages
-        ]
-    return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt.turns()

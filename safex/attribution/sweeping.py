@@ -360,6 +360,8 @@ def _result(
     facts = {"layers": model.layers, "n_experts": model.n_experts, "top_k": model.top_k_of_layers}
     provenance = model.provenance()
     parameters = {**vars(study.settings), "prompts_hash": prompts.hash}
+    if prompts.notes:
+        parameters["prompt_notes"] = list(prompts.notes)
     parameters |= {"computed": study.runs.computed, "skipped": study.runs.skipped}
     made = Sweep(
         rows=swept[0],

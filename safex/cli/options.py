@@ -14,6 +14,7 @@ from .parser import day, gpu_layers, not_negative, override, positive, system_me
 
 if TYPE_CHECKING:
     from safex.model import Model
+    from safex.prompts import PromptSet
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 PHASES = ("prompt", "suffix", "response")
@@ -42,15 +43,33 @@ def add_prompt_options(parser: argparse.ArgumentParser, sets: str, *, marks: boo
         "(default: the sets that ship with safex-native)",
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add(
+        "--where",
+        action="append",
+        metavar="COLUMN=VALUE",
+        help="only these rows of files that have the column; may be repeated (default: of files that mix safe and "
+        "harmful prompts set benign takes the safe ones, regular the harmful, jailbreak the disguised)",
+    )
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
 
 
 def check_column(args: argparse.Namespace) -> None:
-    """Refuse a column without files. Raises InputError."""
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
+    """Refuse a column or rows without files. Raises InputError."""
+    for name in ("column", "where"):
+        if getattr(args, name) is not None and not args.prompts:
+            raise InputError(
+                f"--{name} needs --prompts: the sets that ship with safex-native have their own columns"
+            )
+
+
+def read_prompt_files(args: argparse.Namespace) -> PromptSet:
+    """The prompts of the files given; what was left out of them is said on stderr. Raises InputError."""
+    from safex.prompts import parse_prompt_arguments
+
+    prompts = parse_prompt_arguments(args.prompts, args.column, args.where or ())
+    for note in prompts.notes:
+        say_note(args, note)
+    return prompts
 
 
 def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:

@@ -176,7 +176,7 @@ def _result(
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=plan.notes + (utility_notes(settings) if cost else []),
+        notes=[*plan.prompts.notes, *plan.notes] + (utility_notes(settings) if cost else []),
     )
 
 

@@ -187,7 +187,7 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=ladder.notes + (utility_notes(settings) if cost else []),
+        notes=[*ladder.prompts.notes, *ladder.notes] + (utility_notes(settings) if cost else []),
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made
