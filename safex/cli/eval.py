@@ -29,6 +29,7 @@ from .options import (
     model_settings,
     new_file,
     open_model,
+    read_prompt_files,
     reading_settings,
 )
 from .output import Output
@@ -171,11 +172,11 @@ def read_experts(spec: str) -> list[Expert]:
 def load_prompts(args: argparse.Namespace) -> tuple[PromptSet | None, Marks | None]:
     """The files given with what compliance must contain, or None for the shipped sets that suit the model."""
     from safex.evaluation import marks_of_arguments
-    from safex.prompts import parse_prompt_arguments
 
     if not args.prompts:
         return None, None
-    return parse_prompt_arguments(args.prompts, args.column), marks_of_arguments(args.prompts, args.column)
+    marks = marks_of_arguments(args.prompts, args.column, args.where or ())
+    return read_prompt_files(args), marks
 
 
 def load_profile(args: argparse.Namespace) -> Profile | None:
@@ -237,7 +238,7 @@ def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
     """A judge by its name; one that needs the model stays a name. A guard model has a context of its own."""
     from safex.judges import make
 
-    own = ("n_ctx", "tensor_overrides")
+    own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
     reading = reading_settings(args)
     if spec.startswith("gguf:"):

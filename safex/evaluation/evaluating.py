@@ -21,6 +21,7 @@ from safex.judges import Judge
 from safex.model import Model, Prompts, as_prompt_set
 from safex.profile import Profile
 from safex.prompts import PromptSet
+from safex.responses import header_of
 
 CONTROLS = ("uniform", "layer", "frequency", "active")
 DRAWS = 20
@@ -77,6 +78,8 @@ def evaluate(
         model.require_experts()
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     is_demo = model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility and experts is not None else None
@@ -169,11 +172,11 @@ def _result(
         results=results,
         agreement=[
             {**vars(pair), "judges": list(pair.judges)}
-            for pair in judging.agreements([_only(record.labels, names) for record in records])
+            for pair in judging.agreements([_only(record.readings, names) for record in records])
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=plan.notes + (utility_notes(settings) if cost else []),
+        notes=[*plan.prompts.notes, *plan.notes] + (utility_notes(settings) if cost else []),
     )
 
 
@@ -183,8 +186,8 @@ def reading_notes(answers: Answers, judges: Sequence[Judge]) -> list[str]:
     return [note for of_judge in details if (note := judging.language_note(of_judge))]
 
 
-def _only(labels: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    return {name: labels[name] for name in names}
+def _only(readings: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: readings[name] for name in names}
 
 
 def _parameters(plan: Plan, settings: Settings) -> dict[str, Any]:
