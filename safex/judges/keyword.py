@@ -19,6 +19,7 @@ from .refusals import (
     find_foreign_refusal,
     find_refusal,
     languages_to_try,
+    opening_of,
     without_opener,
     without_speech,
 )
