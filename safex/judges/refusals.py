@@ -27,7 +27,7 @@ SENTENCE = re.compile(r"(?<=[.!?:])\s+")
 _SENTENCE_END = re.compile(r"[.!?]\s")
 _QUOTED = re.compile(r'"[^"]{8,}?"|(?<!\w)\'[^\']{8,}?\'(?!\w)')
 STEPS = re.compile(
-    r"(?:^|\s)(?:step \d|1[.)] |first(?:ly)?,? .{3,200}\bthen\b|here is|here are|you will need)"
+    r"(?:^|\s)(?:step \d|1[.)] |here is|here are|you will need)|(?:^|[.!?:;,]\s)first(?:ly)?,? .{3,200}\bthen\b"
 )
 # From what must not be done to what can be.
 _TURN = re.compile(r"\bbut\b|\bso (?!please|i |we |do not|you should not)")
@@ -41,8 +41,11 @@ _LINK = re.compile(
     r"for (?:the|any) (?:inconvenience|confusion)|to say)\b)*"
 )
 _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
+_ANOTHER = re.compile(r"[^.!?]*\b(?:else|other|another|different)\b[^.!?]*[.!?]?")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
-_BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
+_BEHIND_NO = re.compile(
+    r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next|boss|chief|friend|buddy|sir|madam)\b|$)"
+)
 _SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")
 _LETTER = re.compile(
     r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL
@@ -230,6 +233,7 @@ def _apology(opening: Opening) -> str | None:
     negated = sorry and _OF_THE_REQUEST.match(body) and _NEGATION.search(SENTENCE.split(body)[0])
     contrary = negated and (" but " in f"{opening.text} " or n_words <= DENIAL_WORDS)
     bare = n_words <= BARE_APOLOGY_WORDS and (sorry or _BEHIND_NO.match(body))
+    bare = bare or (no and _ANOTHER.fullmatch(body))
     return opening.text.strip(" ,.!") if contrary or bare else None
 
 
