@@ -180,7 +180,7 @@ FORMATS: tuple[Format, ...] = (
         "Gemma 4",
         open=(re.compile(r"<\|channel>\s*thought\b"),),
         close=("<channel|>",),
-        skip=(re.compile(r"<\|channel>(?!\s*thought\b)"), "<turn|>"),
+        skip=(re.compile(r"<\|channel>(?!\s*thought\b)\w*"), "<turn|>"),
         tokens=("<|channel>",),
         evidence=("<|channel>",),
         prompt_opens=False,
@@ -189,7 +189,10 @@ FORMATS: tuple[Format, ...] = (
         "harmony",
         "gpt-oss",
         open=(re.compile(rf"{_START}<\|channel\|>\s*analysis\b(?!{_TO_TOOL})(?:{_REST})?"),),
-        answer=(re.compile(rf"{_START}<\|channel\|>\s*final\b(?:{_REST})?"),),
+        answer=(
+            re.compile(rf"{_START}<\|channel\|>\s*final\b(?:{_REST})?"),
+            re.compile(r"(?:<\|start\|>\s*\w+\s*|\A\s*)<\|message\|>"),
+        ),
         preamble=(
             re.compile(rf"{_START}<\|channel\|>\s*commentary\b(?!\s+to=)(?:{_REST})?"),
             re.compile(rf"{_START}<\|channel\|>[^<]*<\|message\|>"),
@@ -202,7 +205,7 @@ FORMATS: tuple[Format, ...] = (
         skip=(
             re.compile(r"<\|channel\|>\s*commentary(?:\s+to=assistant)?\s*(?=<\|channel\|>)"),
             re.compile(rf"{_START}<\|channel\|>\s*\w*\Z"),
-            re.compile(r"<\|start\|>\s*(?:\w+(?:\s*<\|message\|>)?)?"),
+            re.compile(r"<\|start\|>\s*\w*"),
         ),
         tokens=("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"),
         evidence=("<|channel|>",),
@@ -213,7 +216,7 @@ FORMATS: tuple[Format, ...] = (
         "harmony-bare",
         "gpt-oss where special tokens were left out of the text",
         open=(
-            re.compile(r"\A\s*analysis(?=(?-i:[^\sa-z:;.,'’)(\]\[*_-]))"),
+            re.compile(r"\A\s*analysis(?=(?-i:[^\sa-z<:;.,'’)(\]\[*_-]))"),
             re.compile(r"assistantanalysis(?=\S)"),
         ),
         answer=(re.compile(r"assistantfinal(?=\S)"),),
@@ -241,10 +244,13 @@ FORMATS: tuple[Format, ...] = (
         "muse",
         "Muse Glimmer",
         open=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=self\s*<\|message\|>"),),
-        answer=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=user\s*<\|message\|>"),),
+        answer=(
+            re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=user\s*<\|message\|>"),
+            re.compile(r"<\|start\|>\s*assistant\s*<\|message\|>"),
+        ),
         tool=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=(?!(?:self|user)\b)[^\s<]+\s*<\|message\|>"),),
         over=("<|eom|>", "<|eot|>"),
-        skip=(re.compile(r"<\|start\|>\s*assistant(?:\s*<\|message\|>)?"),),
+        skip=(re.compile(r"<\|start\|>\s*assistant"),),
         tokens=("<|message|>", "<|start|>"),
         evidence=("to=self<|message|>",),
         stray=False,
@@ -327,6 +333,13 @@ TOOL_CALLS = (
 def tool_call() -> re.Pattern[str]:
     """The beginning of a tool call on a line of its own."""
     return re.compile(rf"^[ \t]*(?:{'|'.join(map(re.escape, TOOL_CALLS))})", re.IGNORECASE | re.MULTILINE)
+
+
+@cache
+def closing() -> re.Pattern[str]:
+    """The closing of any format: models that err close one tag with another's."""
+    texts = [_pattern(text) for each in FORMATS if each.wrapped for text in each.close]
+    return re.compile("|".join(texts), re.IGNORECASE)
 
 
 def formats_of(template: str, vocabulary: Collection[str] = ()) -> list[Format]:
