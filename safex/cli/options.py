@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safex.errors import InputError
 
-from .parser import gpu_layers, not_negative, override, positive
+from .parser import gpu_layers, not_negative, override, positive, token_limit
 
 if TYPE_CHECKING:
     from safex.model import Model
@@ -93,7 +93,12 @@ def add_control_options(
 def add_length_option(parser: argparse.ArgumentParser) -> None:
     """How long answers may be."""
     parser.add_argument(
-        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
+        "--max-new",
+        type=token_limit,
+        default="auto",
+        metavar="N|auto",
+        help="maximum tokens per answer; auto = 64, doubled up to 1024 until a few trial answers can be read "
+        "(default auto)",
     )
 
 

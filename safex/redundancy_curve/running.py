@@ -15,6 +15,7 @@ from safex.evaluation.answers import Answers, Progress, silent
 from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
 from safex.evaluation.marks import Marks, marks_for
 from safex.evaluation.plan import REGULAR, Settings
+from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
 from safex.judges import REFUSE, Judge
 from safex.model import Model, Prompts
@@ -28,6 +29,7 @@ from .statistics import check_resamples
 
 DRAWS = 20
 RESAMPLES = 2000
+SHOWN = ("mode", "gain", "phase", "max_new", "seed", "trial")  # of the settings, in the result
 
 
 def redundancy(
@@ -43,7 +45,7 @@ def redundancy(
     judge: str | Judge = "keyword",
     controls: Sequence[str] | None = None,
     draws: int = DRAWS,
-    max_new: int = 64,
+    max_new: MaxNew = AUTO,
     bootstrap: int = RESAMPLES,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
@@ -55,6 +57,7 @@ def redundancy(
     comply: Marks | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Redundancy:
     """How refusal falls as more and more experts of a fixed order are masked, against control orders.
 
@@ -67,7 +70,8 @@ def redundancy(
     under the order too. ``controls`` are ``orders.CONTROL_KINDS`` (None: those of ``orders.DEFAULT_KINDS`` with room),
     ``draws`` orders of each drawn kind, 0 for none; ``profile`` gives the activation (None: counted on the regular
     prompts). Answers are greedy, all masks share batches. ``bootstrap`` resamples of the prompts make the intervals.
-    ``output``, ``resume``, ``force``, ``utility``, ``text``, ``comply``, ``limit`` and ``progress`` as in ``evaluate``.
+    ``output``, ``resume``, ``force``, ``utility``, ``text``, ``comply``, ``limit``, ``max_new``, ``on_trial`` and
+    ``progress`` as in ``evaluate``.
 
     Raises InputError before anything is generated as ``evaluate`` does, and for an order or sizes that can't be; before
     anything is masked where no regular prompt is refused: there is nothing to halve.
@@ -80,7 +84,7 @@ def redundancy(
     ([0, 1, 2], 4)
     """
     model.require_experts()
-    settings = Settings(mode, gain, phase, max_new, seed=seed)
+    settings = Settings(mode, gain, phase, first_limit(max_new), seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility else None
@@ -88,6 +92,9 @@ def redundancy(
     ladder = make_ladder(model, chosen, experts, order, sizes, settings, controls, draws, profile)
     check_resamples([prompt.pair for prompt in chosen if prompt.set == REGULAR], bootstrap)
     marks = marks_for(chosen, comply, is_demo)
+    n_answers, resumed = sum(1 for _ in ladder.requests()), Path(output) if output and resume else None
+    how = {"judges": [made], "marks": marks, "progress": said}
+    settings = settings.tried(settled(model, chosen, max_new, n_answers, resumed, on_trial, **how))
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
     cost = _utility(model, ladder, windows, settings, said) if windows else []
@@ -177,7 +184,7 @@ def _parameters(ladder: Ladder, settings: Settings, judge: str, n_resamples: int
     sets = {name: ladder.prompts.sets.count(name) for name in dict.fromkeys(ladder.prompts.sets)}
     return {
         "order": ladder.by,
-        **{name: getattr(settings, name) for name in ("mode", "gain", "phase", "max_new", "seed")},
+        **{name: value for name, value in settings.to_json().items() if name in SHOWN},
         "judge": judge,
         "draws": max((len(orders) for orders in ladder.controls.values()), default=0),
         "bootstrap": n_resamples,
