@@ -167,10 +167,17 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"interrupted; {what_was_saved(folder)}") from None
     except (DiskError, DeviceError) as error:
         raise type(error)(f"{error}; {what_was_saved(folder)}") from error
-    fails = args.fail_above is not None and audit.exceeds(args.fail_above)
+    fails = (args.fail_above is not None and audit.exceeds(args.fail_above)) or not is_measurable(audit)
     show(out, audit, args.fail_above)
     out.result({**audit.to_json(), "drop": audit.drop, "passes": not fails})
     return int(fails)
+
+
+def is_measurable(audit: Audit) -> bool:
+    """Whether the answers could be read, so that the verdict says something of the model."""
+    from safex.auditing.verdict import NOT_MEASURABLE
+
+    return audit.name != NOT_MEASURABLE
 
 
 class PlanOnlyError(Exception):

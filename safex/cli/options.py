@@ -90,14 +90,14 @@ def add_control_options(
     )
 
 
-def add_length_option(parser: argparse.ArgumentParser) -> None:
-    """How long answers may be."""
+def add_length_option(parser: argparse.ArgumentParser, start: int = 64) -> None:
+    """How long answers may be; ``start`` tokens are tried first."""
     parser.add_argument(
         "--max-new",
         type=token_limit,
         default="auto",
         metavar="N|auto",
-        help="maximum tokens per answer; auto = 64, doubled up to 1024 until a few trial answers can be read "
+        help=f"maximum tokens per answer; auto = {start}, doubled up to 1024 until a few trial answers can be read "
         "(default auto)",
     )
 

@@ -13,7 +13,9 @@ from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
 from safex.evaluation.conclusion import conclude, evidence
 from safex.evaluation.counting import count
+from safex.evaluation.length_curve import length_curve, text_judge
 from safex.evaluation.marks import Marks, marks_for
+from safex.evaluation.notes import answer_notes, at_limit, unmet_mask
 from safex.evaluation.plan import REGULAR, Plan, Settings, make_plan
 from safex.evaluation.result import Evaluation
 from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
@@ -64,12 +66,14 @@ def evaluate(
     (None: counted on the regular prompts). All masks share batches. ``comply`` says by (set, prompt) which texts
     real compliance must contain. ``limit`` takes at most so many prompts of each set,
     evenly spaced. With ``output`` every answer is kept in a responses file as it comes, ``resume``
-    goes on with it and ``force`` replaces it. ``max_new`` tokens an answer at most, or "auto": a few answers are tried
-    first, and the limit raised until they can be read (``safex.evaluation.trial``); ``on_trial`` hears of them. ``utility`` measures perplexity and divergence on the file ``text``
-    (None: the text that ships). ``progress(what, done, total)``. The same seed gives the same result.
+    goes on with it and ``force`` replaces it. Answers hold at most ``max_new`` tokens; with "auto" a few answers are
+    tried first and the limit is raised until they can be read (``safex.evaluation.trial``); ``on_trial`` hears of them.
+    ``utility`` measures perplexity and divergence on the file ``text`` (None: the text that ships).
+    ``progress(what, done, total)``. The same seed gives the same result.
 
     Raises InputError before anything is generated: no set "regular", a mask the model can't have, an unknown kind or
-    judge, a prompt that the context can't hold, trial answers that can't be read; UnsupportedError for ``experts`` of a dense model.
+    judge, a prompt that the context can't hold; before the long work where most trial answers can't be read;
+    UnsupportedError for ``experts`` of a dense model.
 
     >>> import safex
     >>> prompts = PromptSet(list(PromptSet.bundled("demo"))[:4])
@@ -95,7 +99,12 @@ def evaluate(
     answers.generate(resume, force, said)
     answers.judge(made, said)
     cost = None if windows is None else _utility(model, plan, windows, settings, said)
-    return _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+    found = _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+    records = answers.in_order
+    found.at_limit = at_limit(records)
+    found.length_curve = length_curve(records, text_judge(made), settings.max_new)
+    found.notes += answer_notes(records, settings.max_new) + unmet_mask(model, plan, settings, records)
+    return found
 
 
 def prompts_for(prompts: Prompts | None, is_demo: bool) -> PromptSet:

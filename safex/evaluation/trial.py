@@ -56,13 +56,15 @@ class Trial:
     def text(self) -> str:
         """One line: the limit, and what it rests on."""
         how = "measured" if self.asked == AUTO else "asked for and tried"
-        found = f"answers: up to {self.max_new} {_tokens(self.max_new)}, as {how} on {self.answers} trial answers"
+        found = (
+            f"answers: up to {self.max_new} {_tokens(self.max_new)}, as {how} on {self.answers} trial answers"
+        )
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.unreadable.items())
         return f"{found} (unreadable: {reasons})" if reasons else found
 
     @property
     def is_readable(self) -> bool:
-        """Whether enough trial answers can be read: not most of them end in reasoning, or are cut before they say it."""
+        """Whether enough trial answers can be read: most are neither only reasoning nor cut too early."""
         return self._silent <= MOST * self.answers
 
     @property
@@ -147,7 +149,7 @@ def try_answers(
     asked = _Asked(model, list(sample_of(prompts)), _reader(judges), marks or {}, sampling or Sampling())
     limits: list[int] = []
     while True:
-        (progress or _silent)(f"trying {len(asked.prompts)} answers of up to {limit} tokens", 0, 1)
+        (progress or _silent)(f"trying {len(asked.prompts)} answers of up to {limit} {_tokens(limit)}", 0, 1)
         asked.answer(limit)
         limits.append(limit)
         if limit >= bound or asked.n_cut <= TOO_MANY * len(asked.prompts):

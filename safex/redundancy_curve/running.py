@@ -14,7 +14,8 @@ from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
 from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
 from safex.evaluation.marks import Marks, marks_for
-from safex.evaluation.plan import REGULAR, Settings
+from safex.evaluation.notes import answer_notes
+from safex.evaluation.plan import NONE, REGULAR, Settings
 from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
 from safex.judges import REFUSE, Judge
@@ -23,7 +24,7 @@ from safex.profile import Profile
 
 from .conclusion import conclude, evidence
 from .counting import count
-from .plan import Ladder, make_ladder
+from .plan import ORDER, Ladder, make_ladder, mask_name
 from .result import Redundancy
 from .statistics import check_resamples
 
@@ -174,10 +175,21 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=ladder.notes + (utility_notes(settings) if cost else []),
+        notes=ladder.notes
+        + (utility_notes(settings) if cost else [])
+        + answer_notes(answers.in_order, settings.max_new, _sides(ladder)),
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made
+
+
+def _sides(ladder: Ladder) -> dict[str, str]:
+    """The masks whose answers get notes, in words: none, and all experts of the order."""
+    n = len(ladder.order)
+    return {
+        NONE: "without a mask",
+        mask_name(ORDER, ladder.sizes[-1]): f"with {n} expert{'s' * (n > 1)} masked",
+    }
 
 
 def _parameters(ladder: Ladder, settings: Settings, judge: str, n_resamples: int) -> dict[str, Any]:
