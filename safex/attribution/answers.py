@@ -31,13 +31,15 @@ def try_starts(
     """A few answers, tried before all of them: how many tokens show whether they refuse. Raises NoStartsError."""
 
     def find() -> dict[str, Any]:
-        return try_answers(model, prompts, max_new, start=ANSWER_TOKENS, progress=progress).to_json()
+        """Only a trial that the sweep can go on from is kept."""
+        trial = try_answers(model, prompts, max_new, start=ANSWER_TOKENS, progress=progress)
+        if not trial.is_readable:
+            raise NoStartsError(f"how refusals begin can't be told: {why_unreadable(trial, model)}")
+        return trial.to_json()
 
     trial = Trial.from_json(kept.get((TRIAL,), find))
     if on_trial:
         on_trial(trial)
-    if not trial.is_readable:
-        raise NoStartsError(f"how refusals begin can't be told: {why_unreadable(trial, model)}")
     return trial
 
 

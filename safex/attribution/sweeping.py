@@ -91,13 +91,13 @@ def sweep(
 ) -> Sweep:
     """The effect of masking each expert alone on the refusal logit at the first tokens of the answer.
 
-    The refusal logit is the natural log of the probability that an answer begins with one of the model's own
-    refusal starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked
-    answers to regular and benign prompts of at most ``max_new`` tokens, judged by keyword; "auto": 48, or more where a
-    few trial answers can't be read with so many, of which ``on_trial`` hears). An expert's effect on a set is the mean
-    over prompts of (masked - unmasked), with a 95 % paired bootstrap interval; its p-value (paired t-test, regular
-    prompts) is adjusted for the number of experts by ``correction``, "holm" or "bh". Its specificity is the effect on regular minus that
-    on benign prompts. Prompts that never select an expert have effect 0 and are not run.
+    The refusal logit is the natural log of the probability that an answer begins with one of the model's own refusal
+    starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked answers to regular
+    and benign prompts of at most ``max_new`` tokens, judged by keyword; "auto": 48, or more where a few trial answers
+    can't be read with so many, of which ``on_trial`` hears). An expert's effect on a set is the mean over prompts of
+    (masked - unmasked), with a 95 % paired bootstrap interval; its p-value (paired t-test, regular prompts) is adjusted
+    for the number of experts by ``correction``, "holm" or "bh". Its specificity is the effect on regular minus that on
+    benign prompts. Prompts that never select an expert have effect 0 and are not run.
 
     ``experts`` is an expert set (the union of its groups), a list, or None for all; ``neighbours`` adds for each of
     them so many experts of its layer that are nearest in activation on regular prompts (None: 2 for an expert set,

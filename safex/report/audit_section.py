@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .content import Block, Cell, Column, Prose, Section, Table, number_cell, text_cell
-from .values import fixed, interval, items, listing, number, part, percent
+from .values import fixed, interval, items, listing, number, part, percent, plural
 
 Content = dict[str, Any]
 
@@ -126,9 +126,9 @@ def _answers(trial: Content) -> str:
         return ""
     reasons = [f"{fixed(n, 0)} {reason}" for reason, n in part(trial, "unreadable").items()]
     unread = f" Of these could not be read: {listing(reasons)}." if reasons else ""
-    limit, n = fixed(trial.get("max_new"), 0), fixed(trial.get("answers"), 0)
+    limit = plural(int(number(trial.get("max_new")) or 0), "token")
     how = "measured" if trial.get("asked") == "auto" else "asked for and tried"
-    return f"Answers: up to {limit} tokens, as {how} on {n} trial answers.{unread}"
+    return f"Answers: up to {limit}, as {how} on {fixed(trial.get('answers'), 0)} trial answers.{unread}"
 
 
 def run_facts(manifest: Content) -> Content:

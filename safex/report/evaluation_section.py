@@ -104,8 +104,8 @@ def _limit(evaluation: Evaluation) -> str:
         hits, every = (sum(pair[i] or 0 for pair in counts) for i in (0, 1))
         if every:
             sides.append(f"{hits:,.0f} of {every:,.0f} {words}")
-    limit = fixed(part(evaluation, "parameters").get("max_new"), 0)
-    return f"Answers that reached the limit of {limit} tokens: {', '.join(sides)}." if sides else ""
+    limit = plural(int(number(part(evaluation, "parameters").get("max_new")) or 0), "token")
+    return f"Answers that reached the limit of {limit}: {', '.join(sides)}." if sides else ""
 
 
 def _masked(evaluation: Evaluation) -> str:
