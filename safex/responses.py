@@ -157,16 +157,14 @@ def load(path: str | os.PathLike[str]) -> Responses:
     return Responses(header, records, torn=end < len(data))
 
 
-def read_header(path: str | os.PathLike[str]) -> Header | None:
-    """Read the first line of a file; None where there is none yet. Raises InputError where it is no header."""
+def header_of(path: str | os.PathLike[str]) -> Header:
+    """The first line of a file; an empty one where there is no file or no whole line."""
     try:
         with Path(path).open("rb") as file:
             line = file.readline()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-    return None if _has_no_line(line) else _header(Path(path), _object(line))
+    except OSError:
+        return Header()
+    return _header(Path(path), _object(line)) if line.endswith(b"\n") else Header()
 
 
 def save(path: str | os.PathLike[str], header: Header, records: Iterable[Record]) -> None:

@@ -245,8 +245,8 @@ def kept_trial(path: Path, max_new: MaxNew) -> tuple[bool, Trial | None]:
 
     Raises InputError where that run asked for another limit.
     """
-    header = responses.read_header(path)
-    if header is None:
+    header = responses.header_of(path)
+    if not header.parameters:
         return False, None
     theirs, kept = header.parameters.get("max_new"), header.parameters.get("trial")
     trial = Trial.from_json(kept) if kept else None
