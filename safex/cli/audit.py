@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from safex.errors import DeviceError, DiskError, InputError, SafexError
 
-from .audit_tables import print_plan, show
+from .audit_tables import policy, print_plan, show
 from .eval import load_prompts, make_judges
 from .options import (
     MODEL_HELP,
     add_length_option,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     check_column,
     open_model,
@@ -125,6 +126,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="as in eval; may be repeated, the first carries the verdict (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add_seed_option(parser, "numbers")
 
@@ -169,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
         raise type(error)(f"{error}; {what_was_saved(folder)}") from error
     fails = (args.fail_above is not None and audit.exceeds(args.fail_above)) or not is_measurable(audit)
     show(out, audit, args.fail_above)
-    out.result({**audit.to_json(), "drop": audit.drop, "passes": not fails})
+    out.result({**audit.to_json(), "drop": audit.drop, "passes": not fails, "policy": policy(audit)})
     return int(fails)
 
 

@@ -25,6 +25,7 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
     """The tables of every judge, utility, and the conclusion."""
     for note in evaluation.notes:
         out.note(f"note: {note}")
+    say_policy(out, evaluation.parameters)
     for judge in evaluation.judges:
         found = evaluation.results[judge]
         out.text(f"Rates in % with 95 % intervals, judge {judge}", rates_table(found["sets"]))
@@ -67,6 +68,16 @@ def curve_table(evaluation: Evaluation) -> Table:
     ]
     columns = ["tokens", *(set_ if mask == "none" else f"{set_}, masked" for set_, mask in sides)]
     return table(columns, body, right=range(len(columns)))
+
+
+def say_policy(out: Output, parameters: dict[str, Any]) -> None:
+    """What counts as a refusal where help and refusal are mixed."""
+    from safex.judges import POLICIES
+
+    policy, n = parameters.get("policy"), len(parameters.get("refusal_phrases", ()))
+    if policy:
+        own = f"; {n} refusal phrase{'s' * (n > 1)} of a house style" if n else ""
+        out.text(f"Policy {policy}: {POLICIES[policy]}{own}")
 
 
 def rates_table(sets: Sequence[dict[str, Any]]) -> Table:

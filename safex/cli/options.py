@@ -102,6 +102,32 @@ def add_length_option(parser: argparse.ArgumentParser, start: int = 64) -> None:
     )
 
 
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How answers are read: what a mixed answer counts as, and a house style's refusals."""
+    add = parser.add_argument
+    add(
+        "--policy",
+        choices=("strict", "lenient"),
+        default="strict",
+        help="an answer that declines a part and gives steps all the same is a refusal (strict) or compliance "
+        "(lenient); for the keyword judge (default strict)",
+    )
+    add(
+        "--refusal-phrases",
+        metavar="FILE",
+        help="refusal phrases of a house style, besides the shipped ones: one a line (# begins a comment), or a JSON "
+        "list; for the keyword judge",
+    )
+
+
+def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The reading options as ``safex.make_judge`` takes them. Raises InputError for a file that can't be read."""
+    from safex.judges import read_phrases
+
+    phrases = [] if args.refusal_phrases is None else read_phrases(args.refusal_phrases)
+    return {"policy": args.policy, "phrases": phrases}
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Harmless text that shows what a mask costs."""
     add = parser.add_argument
@@ -193,6 +219,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX=BUFFER",
         help="where tensors of matching names go, e.g. 'ffn_.*_exps=CPU'; may be repeated",
     )
+    group.add_argument(
+        "--n-cpu-moe",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="keep the routed experts of the first N layers in main memory, the rest as --gpu-layers says; "
+        "--override-tensor counts first (default 0)",
+    )
 
 
 def open_model(
@@ -218,4 +252,5 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "kv_type": args.kv_type,
         "mmap": not args.no_mmap,
         "tensor_overrides": dict(args.override_tensor),
+        "n_cpu_moe": args.n_cpu_moe,
     }

@@ -104,6 +104,8 @@ def evaluate(
     found.at_limit = at_limit(records)
     found.length_curve = length_curve(records, text_judge(made), settings.max_new)
     found.notes += answer_notes(records, settings.max_new) + unmet_mask(model, plan, settings, records)
+    found.parameters |= judging.settings_of(made)
+    found.notes += reading_notes(answers, made)
     return found
 
 
@@ -119,7 +121,7 @@ def made_judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
     if isinstance(judges, str):
         raise InputError(f"judges is the text {judges!r}, expected a list: [{judges!r}]")
     made = [
-        judging.make(judge, **({"model": model} if judge == "logit" else {}))
+        (judging.make(judge, model=model) if judge == "logit" else judging.make(judge))
         if isinstance(judge, str)
         else judge
         for judge in judges
@@ -189,6 +191,12 @@ def _result(
         responses=None if answers.output is None else str(answers.output),
         notes=plan.notes + (utility_notes(settings) if cost else []),
     )
+
+
+def reading_notes(answers: Answers, judges: Sequence[Judge]) -> list[str]:
+    """Notes on answers in languages that a judge does not read."""
+    details = [[record.verdicts[judge.name].get("detail") for record in answers.in_order] for judge in judges]
+    return [note for of_judge in details if (note := judging.language_note(of_judge))]
 
 
 def _only(labels: dict[str, str], names: Sequence[str]) -> dict[str, str]:

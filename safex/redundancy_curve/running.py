@@ -12,13 +12,19 @@ from safex import utility as utilities
 from safex.control_masks import activation_of
 from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
-from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
+from safex.evaluation.evaluating import (
+    made_judges,
+    prompts_for,
+    reading_notes,
+    utility_notes,
+    windows_for,
+)
 from safex.evaluation.marks import Marks, marks_for
 from safex.evaluation.notes import answer_notes
 from safex.evaluation.plan import NONE, REGULAR, Settings
 from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
-from safex.judges import REFUSE, Judge
+from safex.judges import REFUSE, Judge, settings_of
 from safex.model import Model, Prompts
 from safex.profile import Profile
 
@@ -99,7 +105,10 @@ def redundancy(
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
     cost = _utility(model, ladder, windows, settings, said) if windows else []
-    return _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found = _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found.parameters |= settings_of([made])
+    found.notes += reading_notes(answers, [made])
+    return found
 
 
 def _answers(
