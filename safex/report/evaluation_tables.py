@@ -94,8 +94,8 @@ def rates_table(evaluation: Evaluation) -> Table:
     caption = (
         "Rates in percent of the answers that could be read, below them their 95 % intervals. Refusal of benign "
         "prompts is over-refusal. Other: neither a refusal nor compliance. The last columns count answers that could "
-        "not be read, which are in no rate: empty, cut off before anything could be judged, nothing but reasoning, text "
-        "that repeats itself or is no language."
+        "not be read, which are in no rate: empty, cut off before anything could be judged, nothing but reasoning, "
+        "text that repeats itself or is no language."
     )
     columns = [Column("set"), Column("mask"), Column("answers", True), Column("read", True)]
     counts = [Column(kind, True) for kind in UNREADABLE]
