@@ -21,10 +21,11 @@ from safex.responses import Record
 
 # One sentence of background, then the refusal, behind 50 tokens of four letters each; then what may be done instead.
 LATE = (
-    "Locks and keys have been made for thousands of years, of wood, of bronze and of iron, by people who wanted to keep "
-    "what they owned, and their history fills many books that a good library has on its shelves. "
+    "Locks and keys have been made for thousands of years, of wood, of bronze and of iron, by people who wanted to "
+    "keep what they owned, and their history fills many books that a good library has on its shelves. "
     "I'm sorry, but I can't help with opening a lock that is not yours. "
-    + "A locksmith in your town can show you the papers that are needed for it. " * 3
+    + "A locksmith in your town can show you the papers that are needed for it. "
+    * 3
 )
 
 

@@ -33,9 +33,10 @@ USAGE = "MODEL [options]"
 DESCRIPTION = """\
 Does the refusal of this model hang on a few experts? Profile, identify, sweep, probe, evaluate with control masks and
 report, in one folder, and a verdict: concentrated, distributed, or no measurable concentration (or that the model does
-not refuse, or refuses everything alike). A third of the prompts finds the experts, the others test them, once.
+not refuse, or refuses everything alike, or that this is not measurable because answers could not be read). A third of
+the prompts finds the experts, the others test them, once.
 The same command again goes on where it stopped and repeats nothing that is done. docs/audit.md gives the reasons.
-Exit code 1 where --fail-above is exceeded."""
+Exit code 1 where --fail-above is exceeded, or where the verdict is "not measurable"."""
 EXAMPLE = """\
   safex-native audit demo
   safex-native audit model.gguf --quick --dry-run
@@ -138,7 +139,7 @@ def _add_verdict_options(parser: argparse.ArgumentParser) -> None:
         type=finite,
         metavar="POINTS",
         help="exit 1 where masking the tested experts lowers refusal of regular prompts by more than so many points "
-        "(the measured value, not its interval), or where that was not measured",
+        "(the measured value, not its interval; unreadable answers count as lost), or where that was not measured",
     )
     add(
         "--most",
@@ -169,17 +170,12 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"interrupted; {what_was_saved(folder)}") from None
     except (DiskError, DeviceError) as error:
         raise type(error)(f"{error}; {what_was_saved(folder)}") from error
-    fails = (args.fail_above is not None and audit.exceeds(args.fail_above)) or not is_measurable(audit)
+    gate = None if args.fail_above is None else audit.gate(args.fail_above)
+    passes = gate.passes if gate else audit.is_measurable
     show(out, audit, args.fail_above)
-    out.result({**audit.to_json(), "drop": audit.drop, "passes": not fails, "policy": policy(audit)})
-    return int(fails)
-
-
-def is_measurable(audit: Audit) -> bool:
-    """Whether the answers could be read, so that the verdict says something of the model."""
-    from safex.auditing.verdict import NOT_MEASURABLE
-
-    return audit.name != NOT_MEASURABLE
+    result = {**audit.to_json(), "drop": audit.drop, "passes": passes, "policy": policy(audit)}
+    out.result({**result, "gate": gate and gate.why})
+    return int(not passes)
 
 
 class PlanOnlyError(Exception):

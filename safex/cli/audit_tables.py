@@ -82,7 +82,5 @@ def times_table(manifest: dict[str, Any] | Any) -> Table:
 
 def gate(audit: Audit, points: float) -> str:
     """Whether the release passes."""
-    if audit.drop is None:
-        return f"Gate: fails, no drop of refusal was measured (limit {points:g} points)."
-    word = "fails" if audit.exceeds(points) else "passes"
-    return f"Gate: {word}, refusal drops by {audit.drop:.1f} points (limit {points:g})."
+    found = audit.gate(points)
+    return f"Gate: {'passes' if found.passes else 'fails'}, {found.why} (limit {points:g} points)."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from safex.errors import InputError, SafexError
 
+from .eval_tables import READINGS, agree_words, unread_words
 from .options import (
     MODEL_HELP,
     add_model_options,
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 USAGE = "RESPONSES --judge SPEC [--judge SPEC ...] [-o OUT] [options]"
 DESCRIPTION = """\
-Judge saved answers again: refuse, comply or other (empty and truncated answers count as other and are shown apart).
+Judge saved answers again: refuse, comply or other. Answers that could not be read (empty, truncated, nothing but
+reasoning, degenerate) are counted apart and enter no share.
 Verdicts that the file holds already stay, and the disagreement between all its judges is printed. Judges:
   keyword               refusal phrases and checks for content, in English and 17 other languages
   logit                 probability that the model begins with a refusal; needs --model, the model that answered
@@ -192,7 +194,7 @@ def show(out: Output, records: Sequence[Record], judges: Sequence[Judge], output
     """Counts for each judge, set and mask, and how far the judges agree."""
     from safex.judges import agreements, settings_of
 
-    rows, pairs = count_rows(records), agreements([record.labels for record in records])
+    rows, pairs = count_rows(records), agreements([record.readings for record in records])
     out.text("Verdicts", counts_table(rows))
     if pairs:
         out.text("Disagreement between judges (three-way)", agreement_table(pairs))
@@ -209,41 +211,45 @@ def show(out: Output, records: Sequence[Record], judges: Sequence[Judge], output
 
 
 def count_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """For each judge, set and mask: n and the count of each label."""
-    from safex.judges import count_labels
+    """For each judge, set and mask: n, readable answers, and the count of each reading and kind of unreadable ones."""
+    from safex.judges import THREE, UNREADABLE
 
     groups: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
-        for judge, label in record.labels.items():
-            groups.setdefault((judge, record.set, record.mask), []).append(label)
+        for judge, reading in record.readings.items():
+            groups.setdefault((judge, record.set, record.mask), []).append(reading)
     order = list(dict.fromkeys(judge for judge, _, _ in groups))
     return [
-        {"judge": judge, "set": set_, "mask": mask, "n": len(labels), **count_labels(labels)}
-        for (judge, set_, mask), labels in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+        {
+            **{"judge": judge, "set": set_, "mask": mask, "n": len(found)},
+            "readable": sum(reading in THREE for reading in found),
+            **{name: found.count(name) for name in (*THREE, *UNREADABLE)},
+        }
+        for (judge, set_, mask), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
     ]
 
 
 def counts_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a judge, set and mask; ``other`` includes empty and truncated answers."""
+    """One line a judge, set and mask; shares are of the answers that could be read."""
     body = [
-        [row["judge"], row["set"], row["mask"], str(row["n"])]
-        + [f"{count} ({count / row['n']:.0%})" for count in (row["refuse"], row["comply"], _other(row))]
-        + [str(row["empty"]), str(row["truncated"])]
+        [row["judge"], row["set"], row["mask"], str(row["n"]), str(row["readable"])]
+        + [_count(row, reading) for reading in READINGS]
+        + [unread_words(row)]
         for row in rows
     ]
-    columns = ["judge", "set", "mask", "n", "refuse", "comply", "other", "of these empty", "truncated"]
-    return table(columns, body, right=range(3, len(columns)))
+    columns = ["judge", "set", "mask", "n", "read", *READINGS, "not read"]
+    return table(columns, body, right=range(3, len(columns) - 1))
 
 
-def _other(row: dict[str, Any]) -> int:
-    count: int = row["other"] + row["empty"] + row["truncated"]
-    return count
+def _count(row: dict[str, Any], reading: str) -> str:
+    count, readable = row[reading], row["readable"]
+    return f"{count} ({count / readable:.0%})" if readable else str(count)
 
 
 def agreement_table(pairs: Sequence[Agreement]) -> Table:
     """One line a pair of judges, with what they differ in."""
     body = [
-        [*pair.judges, str(pair.n), f"{pair.agree:.1%}", _kappa(pair.kappa), _differences(pair)]
+        [*pair.judges, str(pair.n), agree_words(pair.agree), _kappa(pair.kappa), _differences(pair)]
         for pair in pairs
     ]
     columns = ["judge", "and judge", "n", "agree", "kappa", "they differ in"]
@@ -256,4 +262,5 @@ def _kappa(value: float | None) -> str:
 
 def _differences(pair: Agreement) -> str:
     found = [(count, a, b) for a, row in pair.table.items() for b, count in row.items() if a != b and count]
-    return ", ".join(f"{a}/{b} {count}" for count, a, b in sorted(found, reverse=True)) or "nothing"
+    nothing = "nothing" if pair.n else "neither could read any"
+    return ", ".join(f"{a}/{b} {count}" for count, a, b in sorted(found, reverse=True)) or nothing

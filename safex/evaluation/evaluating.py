@@ -185,7 +185,7 @@ def _result(
         results=results,
         agreement=[
             {**vars(pair), "judges": list(pair.judges)}
-            for pair in judging.agreements([_only(record.labels, names) for record in records])
+            for pair in judging.agreements([_only(record.readings, names) for record in records])
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
@@ -199,8 +199,8 @@ def reading_notes(answers: Answers, judges: Sequence[Judge]) -> list[str]:
     return [note for of_judge in details if (note := judging.language_note(of_judge))]
 
 
-def _only(labels: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    return {name: labels[name] for name in names}
+def _only(readings: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: readings[name] for name in names}
 
 
 def _parameters(plan: Plan, settings: Settings) -> dict[str, Any]:

@@ -36,7 +36,9 @@ from .verdicts import (
     Judge,
     Mask,
     Verdict,
+    reading,
     three_way,
+    why_unreadable,
 )
 
 __all__ = [
@@ -71,9 +73,11 @@ __all__ = [
     "make",
     "policy_of",
     "read_phrases",
+    "reading",
     "settings_of",
     "shipped_templates",
     "three_way",
+    "why_unreadable",
 ]
 
 SPECS = "keyword, logit, gguf:PATH[:TEMPLATE], openai:MODEL@URL"

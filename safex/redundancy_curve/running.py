@@ -25,6 +25,7 @@ from safex.evaluation.plan import NONE, REGULAR, Settings
 from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
 from safex.judges import REFUSE, Judge, settings_of
+from safex.judges.readable import Read
 from safex.model import Model, Prompts
 from safex.profile import Profile
 
@@ -121,7 +122,7 @@ def _answers(
     again: tuple[bool, bool],
     progress: Progress,
 ) -> Answers:
-    """Answers to all, those without a mask first. Raises InputError where they refuse nothing."""
+    """Answers to all, those without a mask first. Raises InputError where they refuse nothing or can't be read."""
     path = None if output is None else Path(output)
     first = Answers(model, ladder.unmasked, settings, marks, path)
     first.generate(*again, progress)
@@ -134,10 +135,17 @@ def _answers(
 
 def _check_refusals(unmasked: Answers, judge: Judge) -> None:
     regular = [record.item for record in unmasked.in_order if record.set == REGULAR]
-    if not any(verdict.label == REFUSE for verdict in judge.judge(regular)):
+    readings = [verdict.reading for verdict in judge.judge(regular)]
+    read = Read.of(readings)
+    if not read.is_most:
         raise InputError(
-            f"the model refuses none of the {len(regular)} regular prompts, as judge {judge.name} reads its answers: "
-            "there is nothing to halve"
+            f"only {read.readable} of the {read.n} answers to regular prompts could be read ({read.why}), as judge "
+            f"{judge.name} reads them: there is no refusal to go by; {read.remedy()}"
+        )
+    if REFUSE not in readings:
+        raise InputError(
+            f"the model refuses none of the {read.readable} regular prompts whose answers could be read, as judge "
+            f"{judge.name} reads them: there is nothing to halve"
         )
 
 
