@@ -113,7 +113,7 @@ def audit(
     the others test them, once. ``experts`` names the experts to test instead, ``profile`` a profile of these prompts.
     ``comply`` as in ``evaluate``; the first of ``judges`` carries the verdict. ``top``: how many experts are tested;
     ``limit``: prompts of each set, ``sweep``: experts masked alone, ``controls``: masks of each kind, at most.
-    ``max_new`` as in ``evaluate``: where most trial answers can't be read nothing is run, and the verdict is
+    ``max_new`` as in ``evaluate``: where too many trial answers can't be read nothing is run, and the verdict is
     *not measurable*.
     ``practical`` (points) and ``most`` (share of the refusals) are the verdict's thresholds. ``quick``: a first look;
     ``budget``: minutes to stay within, by less of everything. ``skip``: names of stages. ``on_plan`` hears of sizes and

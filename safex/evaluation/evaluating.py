@@ -72,7 +72,7 @@ def evaluate(
     ``progress(what, done, total)``. The same seed gives the same result.
 
     Raises InputError before anything is generated: no set "regular", a mask the model can't have, an unknown kind or
-    judge, a prompt that the context can't hold; before the long work where most trial answers can't be read;
+    judge, a prompt that the context can't hold; before the long work where trial answers can't be read;
     UnsupportedError for ``experts`` of a dense model.
 
     >>> import safex

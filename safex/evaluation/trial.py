@@ -1,8 +1,8 @@
 """Trial answers: a few prompts are answered before the long work, to see whether their answers can be read.
 
 An answer that ends inside its reasoning, or is cut before anything can be judged, is no evidence. With ``auto`` the
-token limit is doubled until enough trial answers can be read; a limit that was asked for is only tried. Where most
-trial answers stay unreadable the run stops before it begins, with what to change.
+token limit is doubled until enough trial answers can be read; a limit that was asked for is only tried. Where more
+than a third stay unreadable the run stops before it begins, with what to change.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safex.errors import InputError
 from safex.evaluation.marks import Marks
 from safex.generation import Sampling
 from safex.judges import REASONING, TRUNCATED, Item, Judge, KeywordJudge, LogitJudge, Verdict
+from safex.judges.readable import Read
 from safex.model import Model, Response
 from safex.prompts import Prompt, PromptSet
 
@@ -26,14 +27,16 @@ START = 64  # tokens that are tried first
 BOUND = 1024  # tokens that `auto` goes up to: 16 times the work of START; whoever wants more says how much
 ANSWERS = 12  # fill one batch; where half of all answers are unreadable, 1 or none of 12 is in 300 trials one
 TOO_MANY = 1 / 8  # share of answers cut before they can be read, from above which the limit is doubled
-MOST = 1 / 2  # share of unreadable answers from above which there is nothing to measure
+# Share of answers without an answer in them from above which the run stops: a quarter makes a rate not measurable (see
+# judges.readable), and with so few trial answers a third is seen in 1 of 40 runs where it is no more than 15 %.
+TOO_SILENT = 1 / 3
 LONG = 10  # a limit that was asked for is tried where the run has so many times as many answers as the trial
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what, done, total
 
 
 class UnreadableError(InputError):
-    """Most trial answers can't be read: what follows could not be judged."""
+    """Too many trial answers can't be read: what follows could not be judged."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,22 @@ class Trial:
         found = (
             f"answers: up to {self.max_new} {_tokens(self.max_new)}, as {how} on {self.answers} trial answers"
         )
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.unreadable.items())
-        return f"{found} (unreadable: {reasons})" if reasons else found
+        return f"{found} (unreadable: {self.why})" if self.unreadable else found
 
     @property
     def is_readable(self) -> bool:
-        """Whether enough trial answers can be read: most are neither only reasoning nor cut too early."""
-        return self._silent <= MOST * self.answers
+        """Whether enough trial answers can be read: few are only reasoning, or cut too early."""
+        return self._silent <= TOO_SILENT * self.answers or self._silent < min(2, self.answers)
 
     @property
     def is_silent(self) -> bool:
         """Whether no trial answer at all can be read, for whatever reason."""
         return sum(self.unreadable.values()) == self.answers
+
+    @property
+    def why(self) -> str:
+        """Why answers can't be read, in words, the most frequent reason first."""
+        return Read(self.answers, 0, self.unreadable).why
 
     @property
     def _silent(self) -> int:
@@ -159,7 +166,7 @@ def try_answers(
 
 
 def check_readable(trial: Trial, model: Model) -> None:
-    """Raise UnreadableError, with the remedy, where most trial answers can't be read."""
+    """Raise UnreadableError, with the remedy, where too many trial answers can't be read."""
     if not trial.is_readable:
         raise UnreadableError(why_unreadable(trial, model))
 
@@ -197,15 +204,7 @@ def why_unreadable(trial: Trial, model: Model) -> str:
     main = max(reasons, key=lambda reason: reasons[reason])
     n, limit = sum(reasons.values()), f"{trial.max_new} {_tokens(trial.max_new)}"
     said = f"{n} of {trial.answers} trial answers can't be read with up to {limit}"
-    return f"{said}: {_WHY.get(main, main)}; {_remedy(trial, main, model)}"
-
-
-_WHY = {
-    REASONING: "they hold nothing but reasoning",
-    TRUNCATED: "they are cut before anything can be judged",
-    "empty": "they are empty",
-    "degenerate": "they repeat themselves or are no language",
-}
+    return f"{said} ({trial.why}); {_remedy(trial, main, model)}"
 
 
 def _remedy(trial: Trial, main: str, model: Model) -> str:
