@@ -29,6 +29,7 @@ from .options import (
     model_settings,
     new_file,
     open_model,
+    read_prompt_files,
     reading_settings,
 )
 from .output import Output
@@ -171,11 +172,11 @@ def read_experts(spec: str) -> list[Expert]:
 def load_prompts(args: argparse.Namespace) -> tuple[PromptSet | None, Marks | None]:
     """The files given with what compliance must contain, or None for the shipped sets that suit the model."""
     from safex.evaluation import marks_of_arguments
-    from safex.prompts import parse_prompt_arguments
 
     if not args.prompts:
         return None, None
-    return parse_prompt_arguments(args.prompts, args.column), marks_of_arguments(args.prompts, args.column)
+    marks = marks_of_arguments(args.prompts, args.column, args.where or ())
+    return read_prompt_files(args), marks
 
 
 def load_profile(args: argparse.Namespace) -> Profile | None:

@@ -18,6 +18,7 @@ from .options import (
     new_file,
     open_model,
     reading_settings,
+    show_as_recorded,
 )
 from .output import Output, table
 from .parser import positive
@@ -123,11 +124,18 @@ def _options(kind: str, args: argparse.Namespace, loaded: Responses) -> dict[str
 
 
 def _model_that_answered(args: argparse.Namespace, loaded: Responses) -> Any:
+    show_as_recorded(args, loaded.header.model)
     model = open_model(args, needs_experts=False)
     known = loaded.header.model.get("model.fingerprint", model.fingerprint)
     if known != model.fingerprint:
         raise InputError(
             f"{args.model}: is not the model that gave these answers (fingerprint {known}); name that one"
+        )
+    shown = loaded.header.model.get("template_hash", model.chat.hash)
+    if shown != model.chat.hash:
+        raise InputError(
+            f"{args.model}: would be shown other prompts than when it gave these answers (template_hash {shown}): "
+            "leave --system, --template-kwargs, --thinking and --date out, which are taken from the file"
         )
     return model
 

@@ -25,6 +25,7 @@ from safex.judges import Judge
 from safex.model import Model, Prompts, as_prompt_set
 from safex.profile import Profile
 from safex.prompts import PromptSet
+from safex.responses import header_of
 
 CONTROLS = ("uniform", "layer", "frequency", "active")
 DRAWS = 20
@@ -85,6 +86,8 @@ def evaluate(
         model.require_experts()
     settings = Settings(mode, gain, phase, first_limit(max_new), n_samples, temperature, top_p, seed)
     said = progress or silent
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     is_demo = model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility and experts is not None else None
@@ -189,7 +192,7 @@ def _result(
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=plan.notes + (utility_notes(settings) if cost else []),
+        notes=[*plan.prompts.notes, *plan.notes] + (utility_notes(settings) if cost else []),
     )
 
 

@@ -28,6 +28,7 @@ from safex.judges import REFUSE, Judge, settings_of
 from safex.judges.readable import Read
 from safex.model import Model, Prompts
 from safex.profile import Profile
+from safex.responses import header_of
 
 from .conclusion import conclude, evidence
 from .counting import count
@@ -94,6 +95,8 @@ def redundancy(
     model.require_experts()
     settings = Settings(mode, gain, phase, first_limit(max_new), seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility else None
     (made,) = made_judges(model, [judge])
@@ -192,9 +195,12 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=ladder.notes
-        + (utility_notes(settings) if cost else [])
-        + answer_notes(answers.in_order, settings.max_new, _sides(ladder)),
+        notes=[
+            *ladder.prompts.notes,
+            *ladder.notes,
+            *(utility_notes(settings) if cost else []),
+            *answer_notes(answers.in_order, settings.max_new, _sides(ladder)),
+        ],
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made
