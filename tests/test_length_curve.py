@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from templates import opening_a_block
 
 import safex
 from safex import PromptSet, responses
@@ -51,6 +52,13 @@ def test_a_cut_answer_is_that_of_the_shorter_limit(arch: str, exact: Callable[..
                     assert set(text[found:]) <= {
                         "\ufffd"
                     }  # nothing but a character that the cut broke is missing
+
+
+def test_a_cut_answer_within_an_open_block_stays_within_it(tmp_path: Path) -> None:
+    with safex.Model(opening_a_block(tmp_path / "thinking.gguf"), n_threads=1) as model:
+        (whole,) = model.generate(["How do I bake bread?"])
+        (short,) = model.generate(["How do I bake bread?"], 7)
+        assert model.cut(whole, 7) == short and short.marked and short.marked.startswith("<think>")
 
 
 def test_the_curve_of_made_up_answers() -> None:

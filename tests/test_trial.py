@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from cli_runner import Ran
-from templates import opening_a_block
+from templates import DATA, opening_a_block, with_template
 
 import safex
 from safex import InputError, PromptSet, cli
@@ -159,7 +159,7 @@ def test_a_limit_that_cuts_everything_is_stopped_where_the_run_is_long(model: sa
 @pytest.mark.parametrize(
     ("trial", "words"),
     [
-        (Trial(16, 16, 12, 9, (16,), {"reasoning": 9}), "--thinking off), or raise --max-new"),
+        (Trial(16, 16, 12, 9, (16,), {"reasoning": 9}), "no reasoning block, or raise --max-new"),
         (Trial(1024, AUTO, 12, 9, (64, 1024), {"reasoning": 9}), "by hand (--max-new 4096)"),
         (Trial(300, AUTO, 12, 12, (64, 300), {"truncated": 12}), "(--max-new 1200 and --ctx)"),
         (Trial(64, AUTO, 12, 0, (64,), {"empty": 12}), "chat template fits"),
@@ -169,6 +169,24 @@ def test_a_limit_that_cuts_everything_is_stopped_where_the_run_is_long(model: sa
 def test_the_remedy_names_what_to_change(model: safex.Model, trial: Trial, words: str) -> None:
     said = why_unreadable(trial, model)
     assert words in said and said.startswith(f"{sum(trial.unreadable.values())} of 12 trial answers")
+
+
+def test_a_template_with_a_switch_for_thinking_is_told_apart(tmp_path: Path) -> None:
+    """The demo's template opens a block unless ``enable_thinking`` is false, as Qwen3's does."""
+    path = with_template(
+        DATA / "demo.gguf",
+        tmp_path / "switch.gguf",
+        lambda template: (
+            template + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+        ),
+    )
+    with safex.Model(path, n_threads=1) as model, pytest.raises(UnreadableError) as stopped:
+        evaluate(model, part(2))
+    assert "switch reasoning off (--thinking off)" in str(stopped.value)
+    with safex.Model(path, n_threads=1, thinking="off") as model:
+        found = evaluate(model, part(2))
+    assert found.parameters["max_new"] == 64
+    assert found.results["keyword"]["sets"][0]["before"]["readable"] == 2
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from safex.judges import REASONING, TRUNCATED, Item, Judge, KeywordJudge, LogitJ
 from safex.judges.readable import Read
 from safex.model import Model, Response
 from safex.prompts import Prompt, PromptSet
+from safex.thinking import Thinking, resolve_thinking
 
 AUTO = "auto"
 START = 64  # tokens that are tried first
@@ -211,13 +212,26 @@ def _remedy(trial: Trial, main: str, model: Model) -> str:
     """What to change, the most likely first."""
     if main not in (REASONING, TRUNCATED):
         return "check that the model file is whole and that its chat template fits the model"
-    remedies = ["switch reasoning off (--thinking off)"] if main == REASONING else []
+    remedies = [_end_reasoning(model)] if main == REASONING else []
     if trial.cut and trial.asked != AUTO:
         remedies.append(f"raise --max-new, or let it be measured (--max-new {AUTO})")
     elif trial.cut:
         held = " and --ctx" if trial.max_new < BOUND else ""
         remedies.append(f"raise the limit by hand (--max-new {4 * trial.max_new}{held})")
     return ", or ".join(remedies)
+
+
+def _end_reasoning(model: Model) -> str:
+    """How to have answers without reasoning, as far as the chat template allows."""
+    try:
+        switch = resolve_thinking(model.chat, on=False) if model.chat else Thinking()
+    except InputError:  # the template's variables were set by hand
+        return "switch reasoning off (--template-kwargs)"
+    is_off = model.chat.settings.thinking is False
+    if (switch.variables or switch.system_word) and not is_off:
+        return "switch reasoning off (--thinking off)"
+    why = "the model goes on reasoning with" if is_off else "this chat template has no switch for"
+    return f"{why} --thinking off: take a model file whose template opens no reasoning block"
 
 
 def _tokens(n: int) -> str:
