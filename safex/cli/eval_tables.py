@@ -48,11 +48,11 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
         out.text("Agreement of judges (three-way)", agreement_table(evaluation.agreement))
     if evaluation.utility:
         out.text("Cost of the mask on harmless text", utility_table(evaluation.utility))
+    if evaluation.at_limit:
+        out.text(limit_line(evaluation))
     for judge in evaluation.judges:
         name = f" ({judge})" if len(evaluation.judges) > 1 else ""
         out.text(f"Conclusion{name}: {evaluation.results[judge]['conclusion']}")
-    if evaluation.at_limit:
-        out.text(limit_line(evaluation))
     out.text(f"Answers: {evaluation.responses}", f"Result: {output}")
 
 

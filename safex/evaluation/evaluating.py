@@ -103,12 +103,14 @@ def evaluate(
     answers.judge(made, said)
     cost = None if windows is None else _utility(model, plan, windows, settings, said)
     found = _result(model, plan, settings, answers, [judge.name for judge in made], cost)
-    records = answers.in_order
-    found.at_limit = at_limit(records)
-    found.length_curve = length_curve(records, text_judge(made), settings.max_new)
-    found.notes += answer_notes(records, settings.max_new) + unmet_mask(model, plan, settings, records)
+    found.at_limit = at_limit(answers.in_order)
+    found.length_curve = length_curve(answers.in_order, text_judge(made), settings.max_new)
     found.parameters |= judging.settings_of(made)
-    found.notes += reading_notes(answers, made)
+    found.notes += [
+        *answer_notes(answers.in_order, settings.max_new),
+        *unmet_mask(model, plan, settings, answers.in_order),
+        *reading_notes(answers, made),
+    ]
     return found
 
 
