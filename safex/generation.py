@@ -49,6 +49,14 @@ class Response:
     marked: str | None = None
 
     @property
+    def readable(self) -> bool:
+        """Whether the answer can be read: not empty, cut off, nothing but reasoning, or text that repeats itself."""
+        from .judges import Item, KeywordJudge
+
+        item = Item("", "", "", self.marked or self.text, self.finish)
+        return KeywordJudge().judge_one(item).readable
+
+    @property
     def reasoning(self) -> str:
         """What the model wrote in its reasoning block or channel; empty without one."""
         return split_reasoning(self.marked or self.text)[0]
