@@ -16,6 +16,7 @@ import upstream_files
 from reasoning_cases import CASES, SAY, WHY
 
 import safex
+from safex.cli.info import model_facts
 from safex.reasoning import mark_names
 
 ARCH = "qwen3moe"
@@ -186,6 +187,22 @@ def test_gemmas_marks(gemma: safex.Model, monkeypatch: pytest.MonkeyPatch) -> No
     assert (plain.reasoning, plain.answer, plain.marked) == ("", SAY, None)
     assert (loop.reasoning, loop.answer) == (f"{WHY} {WHY}", "")
     assert mention.reasoning == "" and "before its thoughts" in mention.answer
+
+
+def test_formats_of_a_model(gemma: safex.Model, tmp_path: Path) -> None:
+    """Told by the template, or by the vocabulary where the template is silent."""
+    assert gemma.reasoning_formats == ["gemma4"]
+    for name, given in {
+        "silent": {"marks": []},
+        "vocabulary": {"marks": ["[THINK]", "[/THINK]"]},
+        "template": {"marks": [], "ending": "<think>\n"},
+    }.items():
+        n_vocab = tiny_models.VOCAB + len(given["marks"])
+        path = write_model(tmp_path / f"{name}.gguf", n_vocab, partial(add_vocabulary, **given))
+        with safex.Model(path, n_threads=1) as model:
+            facts = model_facts(model)
+        expected = {"silent": [], "vocabulary": ["mistral"], "template": ["think"]}[name]
+        assert facts["reasoning_formats"] == expected
 
 
 def test_gemmas_closed_channel_is_not_open(gemma: safex.Model) -> None:
