@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .formats import ANSWER, CLOSE, END, FORMATS, OPEN, OVER, PREAMBLE, SKIP, TOOL, Format, closing, tool_call
 from .mentions import closing_is_mentioned, goes_through, is_named_pair, opening_is_mentioned, quoted
 
-# What every mark holds one of: most answers have none.
-_HINT = re.compile(
-    r"[<\[◁]|\bto=|assistantfinal|reasoning steps:|thought process:|## thinking|\A\s*analysis", re.IGNORECASE
-)
 _ROLE = re.compile(r"<\|(?:start|begin)\|>\s*\w+\s*")
 TAIL = 400  # letters of a prompt's ending that can hold the opening of a block
 
@@ -49,9 +46,14 @@ def split_reasoning(text: str) -> tuple[str, str]:
     >>> split_reasoning("The <think> tag opens reasoning.")
     ('', 'The <think> tag opens reasoning.')
     """
-    if not _HINT.search(text):
-        return "", text
-    found = [(marks[0].start, each, marks) for each in FORMATS if (marks := _Reader(text, each).marks())]
+    return _split(text)
+
+
+@lru_cache(maxsize=256)  # judges, notes and tables ask for the same answers one after the other
+def _split(text: str) -> tuple[str, str]:
+    small = text.lower()
+    known = (each for each in FORMATS if any(core in small for core in each.cores))
+    found = [(marks[0].start, each, marks) for each in known if (marks := _Reader(text, each).marks())]
     if not found:
         return "", text
     _, used, marks = min(found, key=lambda item: item[0])
