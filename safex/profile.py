@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from safex.chat_settings import CHAT_KEYS
 from safex.errors import DiskError, InputError
 from safex.profile_arrays import (
     PROMPT_NOTES,
@@ -41,6 +42,7 @@ IN_MEMORY_BYTES = 512 << 20  # a merged array above this goes to a temporary fil
 ROUTING_SETTINGS = (
     "model.fingerprint",
     "model.quant_types",
+    *CHAT_KEYS,
     "template_hash",
     "upstream_id",
     "session.flash_attn",

@@ -30,7 +30,7 @@ from safex.prompt_files import NAMED, Row, Table, choose_layout, shown
 from safex.prompt_labels import kinds_of, selected
 from safex.prompt_turns import Turn, conversation, read_turns, transcript
 
-Messages: TypeAlias = tuple[Any, ...]  # turns as files give them, or objects with what else a template knows
+Messages: TypeAlias = "tuple[Turn | Mapping[str, Any], ...]"
 
 DEFAULT_SET = "prompts"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -44,8 +44,8 @@ class Prompt:
     ``pair`` joins twins of different sets: a plain request, its disguise, its harmless look-alike.
     ``messages`` holds the chat turns ``(role, content)`` where the file had turns; ``text`` is then the
     last user turn. A turn that calls tools has a third part, JSON of what more a template shows. In Python a
-    content may also be a list of parts or None, and a turn an object such as ``{"role": "assistant",
-    "content": None, "tool_calls": [...]}``.
+    content may also be a list of parts or None, and a turn an object such as
+    ``{"role": "assistant", "content": None, "tool_calls": [...]}``.
     """
 
     text: str
@@ -63,14 +63,11 @@ class Prompt:
         """
         if not self.messages:
             return [{"role": "user", "content": self.text}]
-        return [_as_object(turn) for turn in self.messages]
+        return [dict(turn) if isinstance(turn, Mapping) else _message(*turn) for turn in self.messages]
 
 
-def _as_object(turn: Any) -> dict[str, Any]:
-    if isinstance(turn, Mapping):
-        return dict(turn)
-    role, content, *more = turn
-    return {"role": role, "content": content, **(json.loads(more[0]) if more else {})}
+def _message(role: str, content: Any, more: str = "{}") -> dict[str, Any]:
+    return {"role": role, "content": content, **json.loads(more)}
 
 
 @dataclass(frozen=True)
