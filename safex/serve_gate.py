@@ -32,6 +32,14 @@ REFUSED = (
     "function_call",
     "suffix",
 )
+# What the model is shown is the server's to say, and stands in /v1/models; other servers take these from requests.
+SHOWN = (
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 MAX_BIAS = 100  # OpenAI's bound
 
 # A prompt of tokens, on its way through llama-cpp-python's server, which takes text only: this, then numbers.
@@ -198,6 +206,13 @@ def _check(given: dict[str, Any], model_id: str) -> None:
     for key in REFUSED:
         if key in given:
             raise RefusedError(400, f"{key} is not offered: this server takes OpenAI's parameters")
+    for key in SHOWN:
+        if key in given:
+            raise RefusedError(
+                400,
+                f"{key} is not taken from a request: start the server with --template-kwargs, --thinking, --system or "
+                "--date, so that all requests are shown alike",
+            )
     for key in ("n", "best_of"):
         if given.get(key, 1) != 1:
             raise RefusedError(400, f"{key} is {given[key]!r}; this server gives one answer to a request")

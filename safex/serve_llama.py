@@ -8,12 +8,14 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from . import library
+from .chat import ChatTemplate, special_tokens
+from .chat_settings import ChatSettings
 from .cores import available_cores
 from .errors import DeviceError, InputError, UnsupportedError
 from .experts import NativeMask
@@ -30,6 +32,7 @@ class LoadOptions:
     """How llama-cpp-python loads the model; as in ``safex.Model``. ``logprobs``: keep the logits of every token.
 
     ``overrides``: regular expressions on tensor names, each with a buffer type (see ``placement``).
+    ``chat`` is what it is shown beside the requests.
     """
 
     n_ctx: int = 4096
@@ -41,6 +44,7 @@ class LoadOptions:
     mmap: bool = True
     logprobs: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
 
 def check_installed() -> None:
@@ -101,7 +105,8 @@ def masked_llama(path: Path, mask: NativeMask, options: LoadOptions) -> Iterator
     ):
         llama._n_ctx = min(llama._n_ctx, llama._model.n_ctx_train() or llama._n_ctx)
         llama._model.detokenize = functools.partial(_detokenized, llama_cpp, llama._model)
-        llama.chat_handler = chat_handler(llama_cpp, llama)
+        llama.shown = chat_template(llama, options.chat)
+        llama.chat_handler = chat_handler(llama_cpp, llama, llama.shown)
         attachment = _attach(llama, path, mask) if mask else None
         try:
             yield llama
@@ -227,35 +232,37 @@ def _attach(llama: Any, path: Path, mask: NativeMask) -> Any:
         raise UnsupportedError(f"{path}: {error}") from None
 
 
-def chat_handler(llama_cpp: Any, llama: Any) -> Callable[..., Any]:
-    """Chat completions whose prompts have the tokens that ``Model.encode`` gives: the file's own template, BOS once."""
+def chat_template(llama: Any, settings: ChatSettings) -> ChatTemplate:
+    """The file's chat template as ``Model`` has it."""
+    source = llama.metadata.get("tokenizer.chat_template", "")
+
+    def text(token: int) -> str:
+        return str(llama._model.token_get_text(token)) if token >= 0 else ""
+
+    special = {name: text(int(token)) for name, token in special_tokens(llama.metadata).items()}
+    return ChatTemplate(source, text(llama.token_bos()), text(llama.token_eos()), settings, special)
+
+
+def chat_handler(llama_cpp: Any, llama: Any, shown: ChatTemplate) -> Callable[..., Any]:
+    """Chat completions whose prompts have the tokens that ``Model.encode`` gives: the same text, BOS once."""
     formats = llama_cpp.llama_chat_format
-    source = llama.metadata.get("tokenizer.chat_template")
-    bos, eos = (
-        llama._model.token_get_text(t) if t >= 0 else "" for t in (llama.token_bos(), llama.token_eos())
-    )
-    template = formats.Jinja2ChatFormatter(source, eos, bos) if source else None
-    adds_bos = llama._model.add_bos_token() and bos
+    bos = shown.bos if llama._model.add_bos_token() else ""
 
     def render(messages: list[dict[str, Any]], **options: Any) -> Any:
-        messages = [{**message, "content": _text(message.get("content"))} for message in messages]
-        if template is None:
-            prompt = "\n".join(message["content"] or "" for message in messages)
-        else:
-            prompt = template(messages=messages, **options).prompt
-        return formats.ChatFormatterResponse(
-            prompt=prompt, added_special=not adds_bos or prompt.startswith(bos)
-        )
+        variables = {
+            name: options[name] for name in ("tools", "tool_choice") if options.get(name) is not None
+        }
+        shown.check()
+        prompt = shown.render([_message(message) for message in messages], keep_system=True, **variables)
+        return formats.ChatFormatterResponse(prompt=prompt, added_special=not bos or prompt.startswith(bos))
 
     handler: Callable[..., Any] = formats.chat_formatter_to_chat_completion_handler(render)
     return handler
 
 
-def _text(content: Any) -> str | None:
-    """A message's content as one text; raises ValueError for parts that are no text."""
-    if content is None or isinstance(content, str):
-        return content
-    parts = list(content)
-    if any(part.get("type") != "text" for part in parts):
-        raise ValueError("a message has parts that are no text; this server takes text only")
-    return "".join(part["text"] for part in parts)
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's message; the gate writes a content that is null as an empty one."""
+    content = message.get("content")
+    if not content and message.get("tool_calls"):
+        content = None
+    return {**message, "content": content if content is None or isinstance(content, str) else list(content)}
