@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeAlias
 from safex import disk
 from safex.errors import InputError
 from safex.experts import ExpertLike, to_expert
-from safex.judges.verdicts import LABELS, Item, Mask, Verdict
+from safex.judges.verdicts import LABELS, UNREADABLE, Item, Mask, Verdict, reading
 
 SCHEMA_VERSION = 1
 MARK = "safex_responses"
@@ -54,8 +54,9 @@ class Record:
 
     ``mask`` names the mask ("none", "mask", "control-uniform-3"), ``experts`` are its experts as ``"L:E"``,
     ``tokens`` is the number of generated tokens, ``comply`` holds the texts that real compliance must contain (None:
-    nothing is expected), ``verdicts`` ``{judge: {"label": ..., "score": ..., "detail": ...}}``. ``response`` is the
-    text with its reasoning marked, as ``Response.marked or Response.text``. ``extra`` keeps fields of other tools.
+    nothing is expected), ``verdicts`` ``{judge: {"label": ..., "score": ..., "detail": ..., "unreadable": ...}}``, the
+    last one only where the judge could not read the answer. ``response`` is the text with its reasoning marked, as
+    ``Response.marked or Response.text``. ``extra`` keeps fields of other tools.
     """
 
     id: str
@@ -95,6 +96,14 @@ class Record:
     def labels(self) -> dict[str, str]:
         """The label of each judge."""
         return {name: verdict["label"] for name, verdict in self.verdicts.items()}
+
+    @property
+    def readings(self) -> dict[str, str]:
+        """What each judge's tables count the answer as: refuse, comply or other, or why it could not be read."""
+        return {
+            name: reading(verdict["label"], verdict.get("unreadable"))
+            for name, verdict in self.verdicts.items()
+        }
 
     def judged(self, judge: str, verdict: Verdict) -> Record:
         """The same with a judge's verdict added or replaced."""
@@ -144,6 +153,16 @@ def load(path: str | os.PathLike[str]) -> Responses:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     header, records, end = _parse(path, data)
     return Responses(header, records, torn=end < len(data))
+
+
+def header_of(path: str | os.PathLike[str]) -> Header:
+    """The first line of a file; an empty one where there is no file or no whole line."""
+    try:
+        with Path(path).open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return Header()
+    return _header(Path(path), _object(line)) if line.endswith(b"\n") else Header()
 
 
 def save(path: str | os.PathLike[str], header: Header, records: Iterable[Record]) -> None:
@@ -353,6 +372,10 @@ def _check_parts(where: str, value: Mapping[str, Any]) -> None:
         label = verdict.get("label") if isinstance(verdict, dict) else None
         if label not in LABELS:
             _fail(where, f"verdict of {judge!r} has label {label!r}, expected one of {', '.join(LABELS)}")
+        why = verdict.get("unreadable")
+        if why is not None and why not in UNREADABLE:
+            expected = f"null or one of {', '.join(UNREADABLE)}"
+            _fail(where, f"verdict of {judge!r} has unreadable {why!r}, expected {expected}")
 
 
 def _fail(where: str, what: str) -> NoReturn:

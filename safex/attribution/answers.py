@@ -31,7 +31,7 @@ def find_starts(model: Any, prompts: Sequence[Prompt], kept: Kept, progress: Ste
 def _answers(
     model: Any, prompts: Sequence[Prompt], kept: Kept, progress: Steps
 ) -> list[tuple[str, list[int]]]:
-    """Label and first tokens of each answer."""
+    """Reading (refuse, comply, other, or why it could not be read) and first tokens of each answer."""
     lengths = costs([model.encode(prompt).tokens for prompt in prompts]) + ANSWER_TOKENS
     answers: list[tuple[str, list[int]]] = []
     for piece in pieces(lengths, np.zeros_like(lengths), tokens_of_a_call(model)):
@@ -46,5 +46,5 @@ def _answer(model: Any, prompts: Sequence[Prompt]) -> list[tuple[str, list[int]]
         Item(p.id, p.set, p.text, r.marked or r.text, r.finish)
         for p, r in zip(prompts, responses, strict=True)
     ]
-    labels = [verdict.label for verdict in KeywordJudge().judge(items)]
-    return [(label, r.tokens[:DEPTH]) for label, r in zip(labels, responses, strict=True)]
+    readings = [verdict.reading for verdict in KeywordJudge().judge(items)]
+    return [(reading, r.tokens[:DEPTH]) for reading, r in zip(readings, responses, strict=True)]

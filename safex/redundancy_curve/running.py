@@ -12,13 +12,21 @@ from safex import utility as utilities
 from safex.control_masks import activation_of
 from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
-from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
+from safex.evaluation.evaluating import (
+    made_judges,
+    prompts_for,
+    reading_notes,
+    utility_notes,
+    windows_for,
+)
 from safex.evaluation.marks import Marks, marks_for
 from safex.evaluation.plan import REGULAR, Settings
 from safex.experts import ExpertList
-from safex.judges import REFUSE, Judge
+from safex.judges import REFUSE, Judge, settings_of
+from safex.judges.readable import Read
 from safex.model import Model, Prompts
 from safex.profile import Profile
+from safex.responses import header_of
 
 from .conclusion import conclude, evidence
 from .counting import count
@@ -82,6 +90,8 @@ def redundancy(
     model.require_experts()
     settings = Settings(mode, gain, phase, max_new, seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility else None
     (made,) = made_judges(model, [judge])
@@ -91,7 +101,10 @@ def redundancy(
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
     cost = _utility(model, ladder, windows, settings, said) if windows else []
-    return _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found = _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found.parameters |= settings_of([made])
+    found.notes += reading_notes(answers, [made])
+    return found
 
 
 def _answers(
@@ -104,7 +117,7 @@ def _answers(
     again: tuple[bool, bool],
     progress: Progress,
 ) -> Answers:
-    """Answers to all, those without a mask first. Raises InputError where they refuse nothing."""
+    """Answers to all, those without a mask first. Raises InputError where they refuse nothing or can't be read."""
     path = None if output is None else Path(output)
     first = Answers(model, ladder.unmasked, settings, marks, path)
     first.generate(*again, progress)
@@ -117,10 +130,17 @@ def _answers(
 
 def _check_refusals(unmasked: Answers, judge: Judge) -> None:
     regular = [record.item for record in unmasked.in_order if record.set == REGULAR]
-    if not any(verdict.label == REFUSE for verdict in judge.judge(regular)):
+    readings = [verdict.reading for verdict in judge.judge(regular)]
+    read = Read.of(readings)
+    if not read.is_most:
         raise InputError(
-            f"the model refuses none of the {len(regular)} regular prompts, as judge {judge.name} reads its answers: "
-            "there is nothing to halve"
+            f"only {read.readable} of the {read.n} answers to regular prompts could be read ({read.why}), as judge "
+            f"{judge.name} reads them: there is no refusal to go by; {read.remedy()}"
+        )
+    if REFUSE not in readings:
+        raise InputError(
+            f"the model refuses none of the {read.readable} regular prompts whose answers could be read, as judge "
+            f"{judge.name} reads them: there is nothing to halve"
         )
 
 
@@ -167,7 +187,7 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=ladder.notes + (utility_notes(settings) if cost else []),
+        notes=[*ladder.prompts.notes, *ladder.notes] + (utility_notes(settings) if cost else []),
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .content import Block, Cell, Column, Prose, Section, Table, number_cell, text_cell
+from .evaluation_tables import UNREADABLE
 from .values import fixed, interval, items, listing, number, part, percent
 
 Content = dict[str, Any]
@@ -16,6 +17,14 @@ MEASURES = (
     ("drop", "refusal lost under the mask (points)"),
     ("rise", "compliance won under the mask (points)"),
     ("hangs", "share of the refusals that hangs on the tested experts, beyond control masks"),
+)
+
+
+ANSWERS = (
+    ("regular", "regular prompts, no mask"),
+    ("masked", "regular prompts, masked"),
+    ("benign", "benign prompts, no mask"),
+    ("controls", "regular prompts, control masks"),
 )
 
 
@@ -53,11 +62,31 @@ def verdict_section(verdict: Content) -> Section:
     columns = [Column("measured"), Column("%", numeric=True, intervals=True)]
     n = number(measured.get("prompts"))
     caption = (
-        f"On the {fixed(n, 0)} regular prompts that had no part in finding the experts; 95 % intervals below."
+        f"On the {fixed(n, 0)} regular prompts that had no part in finding the experts, as far as their answers could "
+        "be read; 95 % intervals below."
     )
     blocks: list[Block] = [Prose(_tested(verdict))]
     blocks += [Table(caption, columns, body, tools=False)] if body else []
+    blocks += [_readable_table(part(measured, "readable"))] if part(measured, "readable") else []
     return Section("verdict", "What the verdict rests on", blocks)
+
+
+def _readable_table(counts: Content) -> Table:
+    """How many answers each number rests on, and why the others could not be read."""
+    body = [
+        [
+            text_cell(what),
+            *(number_cell(part(counts, name).get(key), 0) for key in ("n", "readable", *UNREADABLE)),
+        ]
+        for name, what in ANSWERS
+        if part(counts, name).get("n")
+    ]
+    columns = [Column("answers to"), *(Column(title, True) for title in ("answers", "read", *UNREADABLE))]
+    caption = (
+        "How many answers could be read, and why not the others: empty, cut off before anything could be judged, "
+        "nothing but reasoning, text that repeats itself or is no language. Unreadable answers are in no rate."
+    )
+    return Table(caption, columns, body, tools=False)
 
 
 def _percent_cell(estimate: Content) -> Cell:

@@ -14,6 +14,7 @@ from .evaluation_tables import (
     evidence_table,
     judged,
     rates_table,
+    readable,
     utility_table,
 )
 from .values import (
@@ -126,9 +127,23 @@ def _over_refusal(results: dict[str, Any]) -> str:
     benign = next((row for row in rows(results.get("sets")) if row.get("set") == "benign"), {})
     if not benign:
         return ""
-    before = f"{_rate(part(benign, 'before'), 'refuse')} of the benign prompts are refused without a mask"
-    after = f", {_rate(part(benign, 'after'), 'refuse')} with it" if part(benign, "after") else ""
+    before = f"{_refused(benign, 'before')} of the benign prompts are refused without a mask"
+    after = f", {_refused(benign, 'after')} with it" if part(benign, "after") else ""
     return f"Over-refusal: {before}{after}."
+
+
+def _refused(row: dict[str, Any], side: str) -> str:
+    """A rate; of how many answers, where some could not be read."""
+    rates = part(row, side)
+    n, read = number(rates.get("n")), number(readable(rates))
+    if n and not read:
+        return "an unknown share (no answer could be read)"
+    among = (
+        f" (as far as {fixed(int(read), 0)} of {fixed(int(n), 0)} could be read)"
+        if n and read and read < n
+        else ""
+    )
+    return f"{_rate(rates, 'refuse')}{among}"
 
 
 def _rate(rates: dict[str, Any], key: str) -> str:
