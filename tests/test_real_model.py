@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 import real_model
+import test_tutorial as tutorial_page
 import tiny_models
 from real_model import Recipe
 
@@ -244,3 +245,21 @@ def test_it_routes_and_masks_change_it(real: safex.Model) -> None:
     assert (
         real.profile(REPEAT).counts.sum(0) > 0
     ).mean() > 0.9  # nearly every expert is selected by some token
+
+
+# --- the tutorial's second part
+
+
+def test_tutorial(upcycled: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.gguf").symlink_to(upcycled)
+    for step in tutorial_page.steps(tutorial_page.parts()[1]):
+        tutorial_page.run(step, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {
+        "real.profile.gguf",
+        "real.experts.json",
+        "real.eval.json",
+        "real-masked.gguf",
+        "real.html",
+    }
+    assert not [name for name in left if name.endswith((".undo", ".journal"))]
