@@ -46,6 +46,7 @@ MISSING = (
     "once where there is one and copy the cache folder"
 )
 NAME = "SmolLM2-135M-Instruct"
+FORM = 1  # of the upcycled file: raise it when other bytes are written, so that no cached file stands for new ones
 USED = 2  # experts that the router selects
 ROUTER_DEVIATION = 0.05  # enough for different tokens to select different experts, with weights near one half
 
@@ -158,7 +159,7 @@ def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
             yield from [requantized(tensor, kind)] * recipe.experts
             return
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        scale = np.float32(recipe.noise) * values.std()
+        scale = np.float32(recipe.noise * values.std(dtype=np.float64))
         for expert in range(recipe.experts):
             noise = normal(random(recipe.seed, f"{name}:{expert}"), values.shape)
             yield gguf.quantize(values + scale * noise, kind)
@@ -254,9 +255,8 @@ def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
 
 
 def cached(recipe: Recipe) -> Path:
-    """The upcycled model from the cache, made where missing; another recipe or script makes another file."""
-    text = repr(dataclasses.asdict(recipe)) + GGUF_SHA256
-    key = upstream.digest(text.encode(), Path(__file__).read_bytes())
+    """The upcycled model from the cache, made where missing; another recipe makes another file."""
+    key = upstream.digest(repr([FORM, GGUF_SHA256, dataclasses.asdict(recipe)]).encode())
     noise = f"-noise{recipe.noise:g}" if recipe.noise else ""
     source = dense()
     target = source.with_name(f"{NAME}-{recipe.experts}x{noise}-{recipe.kind.upper()}-{key}.gguf")
@@ -287,7 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dense", action="store_true", help="the model as it was published")
     parser.add_argument("--experts", type=experts, default=8, metavar="N", help="of each layer (default 8)")
-    parser.add_argument("--type", choices=KINDS, default="q4_1", help="the experts' type (default q4_1)")
+    parser.add_argument(
+        "--type", type=str.lower, choices=KINDS, default="q4_1", help="the experts' type (default q4_1)"
+    )
     parser.add_argument(
         "--noise", type=share, default=0.0, help="what is added to each copy, a share of its own deviation"
     )
