@@ -27,6 +27,7 @@ from safex.expert_set import UNNAMED, ExpertSet
 from safex.experts import ExpertList
 from safex.features import POOLS, ROUTINGS, Features
 from safex.features_file import content_of
+from safex.journal import header_of
 from safex.profile_arrays import PHASES, PromptTable
 from safex.profiling import Progress, Sink, check_all_lengths, provenance, run_windows
 from safex.prompts import PromptSet
@@ -67,7 +68,7 @@ class Dump:
     def features(self, output: str | os.PathLike[str] | None) -> Features:
         """Run it, pooled."""
         _check("pool", self.pool, POOLS)
-        content, settings = self._prepare()
+        content, settings = self._prepare(output)
         experts, n_embd = self.roster.experts, self.model.facts.n_embd
         if output is not None:
             how = {"resume": self.resume, "force": self.force}
@@ -82,7 +83,7 @@ class Dump:
 
     def token_rows(self, output: str | os.PathLike[str] | None) -> TokenRows:
         """Run it, every token for itself."""
-        content, settings = self._prepare()
+        content, settings = self._prepare(output)
         experts, n_embd = self.roster.experts, self.model.facts.n_embd
         if output is not None:
             how = {"resume": self.resume, "force": self.force}
@@ -106,8 +107,10 @@ class Dump:
         hashes = [hashlib.sha256(prompt.text.encode()).hexdigest() for prompt in prompts]
         return PromptTable.build(prompts.sets, prompts.ids, prompts.pairs, prompts.categories, hashes)
 
-    def _prepare(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _prepare(self, output: str | os.PathLike[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Check everything; the metadata of the file, and what must be the same for a run to go on."""
+        if self.resume and output is not None:
+            self.model.use_date_of(header_of(output))
         settings = {"routing": self.routing, "pool": self.pool, "phase": self.phase}
         _check("routing", self.routing, ROUTINGS)
         _check("phase", self.phase, PHASES)

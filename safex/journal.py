@@ -25,6 +25,7 @@ N_HEADERS = (
     2  # records before the first of the run's own: what must be the same on resume, and what may differ
 )
 
+MAX_MAGIC = 32
 _HEAD = struct.Struct("<II")  # length of the payload (never 0), its CRC-32
 
 
@@ -129,6 +130,22 @@ class Journal:
         if remove:
             self.path.unlink(missing_ok=True)
         os.close(self.fd)
+
+
+def header_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What must be the same in a run that goes on with the unfinished one beside ``path``; empty without one."""
+    try:
+        with journal_path(Path(path)).open("rb") as file:
+            file.readline(MAX_MAGIC)  # the magic is a line
+            head = file.read(_HEAD.size)
+            length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+            payload = file.read(length)
+    except OSError:
+        return {}
+    if not payload or len(payload) < length or zlib.crc32(payload) != crc:
+        return {}  # what opens it says what is wrong
+    header = json.loads(payload)
+    return header if isinstance(header, dict) else {}
 
 
 def check_start(path: Path, found: bool, resume: bool, force: bool) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import datetime
+import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,17 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from . import library, model_file
-from .chat import ChatTemplate, common_tail
+from .chat import ChatTemplate, special_tokens
+from .chat_settings import ChatSettings
 from .cores import available_cores
+from .encoding import Encoded as Encoded
+from .encoding import encode_text
 from .errors import InputError
 from .expert_set import ExpertSet
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
-from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
+from .generation import GREEDY, Sampling, cut_at_stop
 from .generation import Response as Response
 from .generation import Route as Route
+from .placement import placement
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
+from .reasoning import mark_names, opened_by
 
 if TYPE_CHECKING:
     from .dumping import Dump
@@ -41,13 +46,7 @@ NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, str, str]  # exper
 NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as tokens; its last ``n_suffix`` tokens follow the user's text."""
-
-    tokens: list[int]
-    n_suffix: int
+ENDING = 64  # tokens at a prompt's end in which an open block of reasoning shows
 
 
 class Model:
@@ -73,8 +72,20 @@ class Model:
         Map the file instead of reading it.
     tensor_overrides
         ``{regex on tensor names: buffer type}``, e.g. ``{"ffn_.*_exps": "CPU"}`` keeps experts off the GPU.
+    n_cpu_moe
+        The routed experts of this many layers, from the first on, stay in main memory whatever ``n_gpu_layers``
+        says; ``tensor_overrides`` count first.
     on_load
         Called with the loaded share, 0 to 1.
+    system
+        A system message before every prompt; None for what the chat template does without one.
+    template_kwargs
+        Variables of the chat template, plain JSON values, e.g. ``{"reasoning_effort": "low"}``.
+    thinking
+        "on" or "off": sets what the chat template understands of it; ``chat.notes()`` says what.
+    date
+        The day (a ``date`` or "YYYY-MM-DD") that templates which show one are given; None: today, or the day of the
+        run that is resumed.
 
     Raises
     ------
@@ -101,16 +112,22 @@ class Model:
         kv_type: str = "f16",
         mmap: bool = True,
         tensor_overrides: dict[str, str] | None = None,
+        n_cpu_moe: int = 0,
         on_load: Callable[[float], None] | None = None,
+        system: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        thinking: bool | str | None = None,
+        date: datetime.date | str | None = None,
     ) -> None:
         """Load the model; see the class."""
+        settings = ChatSettings.of(system, template_kwargs, thinking, date)
         for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch)):
             if value < 1:
                 raise InputError(f"{name} is {value}, expected a positive number of tokens")
         self.path: Path = model_file.resolve(path)
         self.n_threads: int = n_threads or available_cores()
         self.n_gpu_layers: int = n_gpu_layers
-        overrides = list((tensor_overrides or {}).items())
+        overrides = placement(tensor_overrides, n_cpu_moe)
         self._session: Any = library.native().Session(
             str(self.path),
             n_gpu_layers,
@@ -134,11 +151,8 @@ class Model:
         self.top_k: int = max(self.top_k_of_layers, default=0)
         self.n_experts: int = self.facts.n_experts
         self.n_ctx: int = min(n_ctx, self._session.n_ctx, self.facts.n_ctx_train or n_ctx)
-        self.chat = ChatTemplate(
-            self.facts.chat_template, *map(self._token_text, (self.facts.bos, self.facts.eos))
-        )
-        # Channels are special tokens, which no text shows; a single one means that the vocabulary has it.
-        self._has_channels = len(self.tokenize(CHANNEL)) == 1
+        self.chat: ChatTemplate = self._chat_template(settings)
+        self._hidden_marks = self._find_hidden_marks()
         self.fingerprint: str = model_file.fingerprint(self.path)
 
     def close(self) -> None:
@@ -184,11 +198,15 @@ class Model:
         """
         if not isinstance(prompt, (str, Prompt)):
             return Encoded([int(token) for token in prompt], 1)
-        text = self.chat.render(_messages(prompt))
-        tokens = self.tokenize(text)
-        if self.facts.adds_bos and self.facts.bos >= 0 and tokens[:1] != [self.facts.bos]:
-            tokens.insert(0, self.facts.bos)
-        return Encoded(tokens, max(1, common_tail(tokens, self.tokenize(self.chat.suffix))))
+        bos = self.facts.bos if self.facts.adds_bos and self.facts.bos >= 0 else None
+        return encode_text(self, *self.chat.split(_messages(prompt)), bos)
+
+    def _chat_template(self, settings: ChatSettings) -> ChatTemplate:
+        """The file's chat template with its special tokens."""
+        tokens = special_tokens(dict(self.facts.metadata))
+        special = {name: self._token_text(token) for name, token in tokens.items()}
+        bos, eos = map(self._token_text, (self.facts.bos, self.facts.eos))
+        return ChatTemplate(self.facts.chat_template, bos, eos, settings, special)
 
     def _token_text(self, token: int) -> str:
         return self.detokenize([token], special=True) if token >= 0 else ""
@@ -467,6 +485,10 @@ class Model:
                     "shorten the prompt" + ("" if trained else ", or raise n_ctx (--ctx)")
                 )
 
+    def use_date_of(self, recorded: Mapping[str, Any]) -> None:
+        """Show the date of a run that is resumed, unless one was given: ``recorded`` is what it says of itself."""
+        self.chat.use_recorded_date(recorded.get("chat.date"))
+
     def provenance(self) -> dict[str, Any]:
         """What a result file must say about the model and the session that made it."""
         from . import __version__
@@ -476,7 +498,7 @@ class Model:
             "model.name": self.facts.name or self.path.stem,
             "model.architecture": self.facts.architecture,
             "model.quant_types": self.quant_type,
-            "template_hash": hashlib.sha256(self.chat.source.encode()).hexdigest(),
+            **self.chat.describe(),
             "tool_version": __version__,
             "upstream_id": library.UPSTREAM_ID,
             **{f"session.{name}": value for name, value in self._settings.items()},
@@ -502,15 +524,16 @@ class Model:
         """Every prompt encoded; a text that occurs more than once only once."""
         if isinstance(prompts, str):
             raise InputError("prompts is one text, expected a list: [text]")
-        known: dict[str | Prompt, Encoded] = {}
+        known: dict[str, Encoded] = {}
         encoded = []
         for prompt in prompts:
             if not isinstance(prompt, (str, Prompt)):
                 encoded.append(self.encode(prompt))
                 continue
-            if prompt not in known:
-                known[prompt] = self.encode(prompt)
-            encoded.append(known[prompt])
+            shown = repr(_messages(prompt))  # parts and tool calls can't be hashed
+            if shown not in known:
+                known[shown] = self.encode(prompt)
+            encoded.append(known[shown])
         return encoded
 
     def _run_prompt(self, tokens: Tokens, intervention: Intervention, **wanted: Any) -> dict[str, Any]:
@@ -547,13 +570,25 @@ class Model:
 
     def _to_response(self, encoded: Encoded, result: dict[str, Any], stops: Sequence[str]) -> Response:
         tokens, text = list(result["generated"]), result["text"]
-        marked = opened_by(self.detokenize(encoded.tokens[-encoded.n_suffix :], special=True))
-        if self._has_channels:
-            marked += cut_at_stop(self.detokenize(tokens, special=True), stops)
-        elif marked:
-            marked += text
+        marked = self._marked(encoded, tokens, text, stops)
         route = self._to_route(result) if "routes" in result else None
-        return Response(text, tokens, result["finish"], encoded.tokens, route, marked or None)
+        return Response(text, tokens, result["finish"], encoded.tokens, route, marked)
+
+    def _find_hidden_marks(self) -> dict[int, str]:
+        """Marks of reasoning that are control tokens of this vocabulary, which no text shows, by their id."""
+        single = ((self.tokenize(name), name) for name in mark_names())
+        return {ids[0]: name for ids, name in single if len(ids) == 1 and name not in self.detokenize(ids)}
+
+    def _marked(self, encoded: Encoded, tokens: Sequence[int], text: str, stops: Sequence[str]) -> str | None:
+        """An answer's text with all marks of reasoning: those of its prompt's ending, and control tokens."""
+        opening = opened_by(encoded.ending or self.detokenize(encoded.tokens[-ENDING:], special=True))
+        if not self._hidden_marks.keys().isdisjoint(tokens):
+            runs = itertools.groupby(tokens, key=self._hidden_marks.get)
+            shown = (mark * len(list(run)) if mark else self.detokenize(list(run)) for mark, run in runs)
+            text = cut_at_stop("".join(shown), stops)
+        elif not opening:
+            return None
+        return f"{opening}\n{text}" if opening else text
 
 
 def _request(
@@ -583,7 +618,5 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
     return PromptSet.of(p if isinstance(p, str) else " ".join(map(str, p)) for p in plain)
 
 
-def _messages(prompt: str | Prompt) -> list[dict[str, str]]:
-    if isinstance(prompt, Prompt) and prompt.messages:
-        return [{"role": role, "content": content} for role, content in prompt.messages]
-    return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
+def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt.turns()

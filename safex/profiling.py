@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
+from .journal import header_of
 from .profile import Profile
-from .profile_arrays import PhaseArrays, PromptTable, Routers, prompts_hash
+from .profile_arrays import PROMPT_NOTES, PhaseArrays, PromptTable, Routers, prompts_hash
 from .profile_journal import ProfileWriter
 from .prompts import PromptSet
 
@@ -84,12 +85,16 @@ def profile_prompts(
     """Profile ``inputs`` (what the model encodes), described by ``prompts`` (their ids and sets)."""
     if not len(prompts):
         raise InputError("there is no prompt to profile")
+    if resume and output is not None:
+        model.use_date_of(header_of(output))
     check_all_lengths(model, inputs, max_new)
     routers = Routers.build(model.layers, model.n_experts, model.top_k_of_layers)
     texts_hash = [hashlib.sha256(prompt.text.encode()).hexdigest() for prompt in prompts]
     table = PromptTable.build(prompts.sets, prompts.ids, prompts.pairs, prompts.categories, texts_hash)
     phases = ("prompt", "suffix", "response") if max_new else ("prompt", "suffix")
     meta = provenance(model, table, max_new)
+    if prompts.notes:
+        meta[PROMPT_NOTES] = list(prompts.notes)
 
     def run(
         encoded: Sequence[Any], deliver: Callable[[int, Phases], None], on_tokens: Callable[[int], None]

@@ -155,6 +155,16 @@ def load(path: str | os.PathLike[str]) -> Responses:
     return Responses(header, records, torn=end < len(data))
 
 
+def header_of(path: str | os.PathLike[str]) -> Header:
+    """The first line of a file; an empty one where there is no file or no whole line."""
+    try:
+        with Path(path).open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return Header()
+    return _header(Path(path), _object(line)) if line.endswith(b"\n") else Header()
+
+
 def save(path: str | os.PathLike[str], header: Header, records: Iterable[Record]) -> None:
     """Write a whole file through a temporary one. Raises InputError, DiskError."""
     with disk.replacing(Path(path)) as (fd, _):

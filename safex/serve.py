@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from . import library
+from .chat import ChatTemplate
+from .chat_settings import ChatSettings
 from .errors import InputError
 from .experts import Expert, NativeMask
 from .model_file import name_of
 from .serve_gate import Gate, abandoned, error_object
 from .serve_llama import LoadOptions, masked_llama
+from .serve_scoring import Scoring
 
 ROUTES = ("/v1/completions", "/v1/chat/completions")  # of llama-cpp-python's server; no others are offered
 GRACE_SECONDS = 5
@@ -59,8 +62,8 @@ class Served:
         """The mask as the native module takes it."""
         return [(e.layer, e.expert, self.mode, self.gain) for e in self.experts]
 
-    def card(self) -> dict[str, Any]:
-        """The entry of /v1/models."""
+    def card(self, chat: ChatTemplate) -> dict[str, Any]:
+        """The entry of /v1/models; ``chat`` says what the model is shown."""
         from . import __version__
         from .model_file import fingerprint
 
@@ -72,7 +75,7 @@ class Served:
             "object": "model",
             "created": int(self.path.stat().st_mtime),
             "owned_by": "safex-native",
-            "metadata": {"file": self.path.name, **facts, **versions},
+            "metadata": {"file": self.path.name, **facts, **chat.describe(), **versions},
         }
 
 
@@ -88,19 +91,18 @@ class OneModel:
         return self._llama
 
 
-def make_app(llama: Any, served: Served) -> Any:
+def make_app(llama: Any, card: dict[str, Any]) -> Any:
     """llama-cpp-python's completion routes and our /v1/models, as a FastAPI application without CORS."""
     fastapi = importlib.import_module("fastapi")
     server: Any = importlib.import_module("llama_cpp.server.app")
     settings = importlib.import_module("llama_cpp.server.settings")
     context = importlib.import_module("starlette_context.middleware").RawContextMiddleware
-    card = served.card()
     layers = [importlib.import_module("fastapi.middleware").Middleware(context)]
     app = fastapi.FastAPI(middleware=layers, docs_url=None, redoc_url=None, openapi_url=None)
     server.set_server_settings(
         settings.ServerSettings.model_construct(api_key=None, interrupt_requests=False)
     )
-    server._llama_proxy = OneModel(llama)
+    server._llama_proxy = OneModel(Scoring(llama))
     explained = functools.partial(explain, n_ctx=llama._n_ctx)
     server.get_event_publisher = _reporting(server.get_event_publisher, explained)
     for route in server.router.routes:
@@ -189,12 +191,17 @@ def serve(
     options: LoadOptions,
     listening: socket.socket,
     api_key: str | None = None,
-    on_ready: Callable[[], None] | None = None,
+    on_ready: Callable[[dict[str, Any], list[str]], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Raises what ``masked_llama`` raises before the first request is taken."""
+    """Serve until SIGINT or SIGTERM. Raises what ``masked_llama`` raises before the first request is taken.
+
+    ``on_ready(card, notes)`` hears of the entry of /v1/models, and what to know of the settings of the chat.
+    """
     uvicorn = importlib.import_module("uvicorn")
     with masked_llama(served.path, served.native_mask, options) as llama:
-        gate = Gate(make_app(llama, served), served.id, llama.n_vocab(), api_key, is_loopback(listening))
+        card = served.card(llama.shown)
+        notes = [] if options.chat == ChatSettings() else llama.shown.notes()
+        gate = Gate(make_app(llama, card), served.id, llama.n_vocab(), api_key, is_loopback(listening))
         settings = uvicorn.Config(
             gate, log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
         )
@@ -205,7 +212,7 @@ def serve(
         async def startup(sockets: list[socket.socket] | None = None) -> None:
             await start(sockets)
             if server.started and on_ready:
-                on_ready()
+                on_ready(card, notes)
 
         async def shutdown(sockets: list[socket.socket] | None = None) -> None:
             stopping.set()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertLike, to_expert
+from safex.journal import header_of
 from safex.prompts import Prompt, PromptSet
 
 from .answers import ANSWER_TOKENS, find_starts
@@ -126,6 +127,8 @@ def sweep(
     prompts = _shipped(model) if prompts is None else prompts
     _check_sets(prompts)
     listed = _listed(model, experts)
+    if resume and output is not None:
+        model.use_date_of(header_of(output))
     encoded = [model.encode(prompt) for prompt in prompts]
     n_more = max(map(len, starts.chains)) if starts else ANSWER_TOKENS
     model.check_lengths(encoded, prompts, n_more)
@@ -357,6 +360,8 @@ def _result(
     facts = {"layers": model.layers, "n_experts": model.n_experts, "top_k": model.top_k_of_layers}
     provenance = model.provenance()
     parameters = {**vars(study.settings), "prompts_hash": prompts.hash}
+    if prompts.notes:
+        parameters["prompt_notes"] = list(prompts.notes)
     parameters |= {"computed": study.runs.computed, "skipped": study.runs.skipped}
     made = Sweep(
         rows=swept[0],

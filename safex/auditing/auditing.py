@@ -141,9 +141,11 @@ def audit(
     supplied = None if profile is None else Path(profile)
     _check_profile(model, supplied)
     folder = directory_of(model.path, directory)
+    before = check_directory(folder, force)
+    if before is not None:
+        model.use_date_of(before.parameters)
     parameters = _parameters(model, settings, asked, given, supplied)
     stem = model_file.name_of(model.path)
-    check_directory(folder, force)
     with _held(folder):
         journal = _open(folder, stem, parameters, force)
         hear = progress or _silent

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from safex.errors import DeviceError, DiskError, InputError, SafexError
 
-from .audit_tables import print_plan, show
+from .audit_tables import policy, print_plan, show
 from .eval import load_prompts, make_judges
 from .options import (
     MODEL_HELP,
     add_length_option,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     check_column,
     open_model,
@@ -126,6 +127,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="as in eval; may be repeated, the first carries the verdict (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add_seed_option(parser, "numbers")
 
@@ -171,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     gate = None if args.fail_above is None else audit.gate(args.fail_above)
     passes = gate.passes if gate else audit.is_measurable
     show(out, audit, args.fail_above)
-    result = {**audit.to_json(), "drop": audit.drop, "passes": passes}
+    result = {**audit.to_json(), "drop": audit.drop, "passes": passes, "policy": policy(audit)}
     out.result({**result, "gate": gate and gate.why})
     return int(not passes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .eval_tables import say_policy
 from .output import Output, duration, number, table
 
 if TYPE_CHECKING:
@@ -51,9 +52,17 @@ def show(out: Output, audit: Audit, fail_above: float | None) -> None:
             out.note(f"note: {name} is {record['state']}: {record['note']}")
     out.text("Stages, seconds", times_table(audit.manifest))
     out.text(f"Verdict: {audit.conclusion}")
+    say_policy(out, {"policy": policy(audit)})
     if fail_above is not None:
         out.text(gate(audit, fail_above))
     out.text(f"Everything lies in {audit.directory}; the page is {audit.directory / 'report.html'}")
+
+
+def policy(audit: Audit) -> str | None:
+    """What counts as a refusal where help and refusal are mixed, for the judge that carries the verdict."""
+    from safex.judges import policy_of
+
+    return policy_of(audit.manifest["parameters"]["judges"][0])
 
 
 def times_table(manifest: dict[str, Any] | Any) -> Table:

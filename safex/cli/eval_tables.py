@@ -27,6 +27,7 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
     """The tables of every judge, utility, and the conclusion."""
     for note in evaluation.notes:
         out.note(f"note: {note}")
+    say_policy(out, evaluation.parameters)
     for judge in evaluation.judges:
         found = evaluation.results[judge]
         out.text(
@@ -48,6 +49,16 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
         name = f" ({judge})" if len(evaluation.judges) > 1 else ""
         out.text(f"Conclusion{name}: {evaluation.results[judge]['conclusion']}")
     out.text(f"Answers: {evaluation.responses}", f"Result: {output}")
+
+
+def say_policy(out: Output, parameters: dict[str, Any]) -> None:
+    """What counts as a refusal where help and refusal are mixed."""
+    from safex.judges import POLICIES
+
+    policy, n = parameters.get("policy"), len(parameters.get("refusal_phrases", ()))
+    if policy:
+        own = f"; {n} refusal phrase{'s' * (n > 1)} of a house style" if n else ""
+        out.text(f"Policy {policy}: {POLICIES[policy]}{own}")
 
 
 def rates_table(sets: Sequence[dict[str, Any]]) -> Table:

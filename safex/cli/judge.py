@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from safex.errors import InputError, SafexError
 
 from .eval_tables import READINGS, agree_words, unread_words
-from .options import MODEL_HELP, add_model_options, model_settings, new_file, open_model
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_reading_options,
+    model_settings,
+    new_file,
+    open_model,
+    reading_settings,
+    show_as_recorded,
+)
 from .output import Output, table
 from .parser import positive
 from .progress import Steps, make_steps
@@ -26,7 +35,7 @@ DESCRIPTION = """\
 Judge saved answers again: refuse, comply or other. Answers that could not be read (empty, truncated, nothing but
 reasoning, degenerate) are counted apart and enter no share.
 Verdicts that the file holds already stay, and the disagreement between all its judges is printed. Judges:
-  keyword               refusal phrases and checks for content (English)
+  keyword               refusal phrases and checks for content, in English and 17 other languages
   logit                 probability that the model begins with a refusal; needs --model, the model that answered
   gguf:PATH[:TEMPLATE]  a guard model: wildguard, llama-guard-3, harmbench, or a template file (.json)
   openai:MODEL@URL      any OpenAI-compatible endpoint; prompts and answers are sent there. Key: OPENAI_API_KEY"""
@@ -42,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("responses", metavar="RESPONSES", help="a file made by `safex-native eval`")
     add("--judge", metavar="SPEC", action="append", required=True, help="a judge; may be repeated")
+    add_reading_options(parser)
     add("-o", "--output", metavar="OUT", help="write the answers with all verdicts (default: only print)")
     add("--force", action="store_true", help="replace OUT if it exists")
     add("--model", metavar="MODEL", help=f"for logit: {MODEL_HELP}")
@@ -84,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     records = judge_all(args, loaded, judges, output)
     if output:
         responses.save(output, loaded.header, records)
-    show(out, records, output)
+    say_how_they_read(out, judges, records)
+    show(out, records, judges, output)
     return 0
 
 
@@ -92,7 +103,8 @@ def make_judges(args: argparse.Namespace, loaded: Responses) -> list[Judge]:
     """The judges asked for. Raises InputError, also for two of one name."""
     from safex.judges import make
 
-    judges = [make(spec, **_options(spec.partition(":")[0], args, loaded)) for spec in args.judge]
+    reading = reading_settings(args)
+    judges = [make(spec, **reading, **_options(spec.partition(":")[0], args, loaded)) for spec in args.judge]
     names = [judge.name for judge in judges]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -112,11 +124,18 @@ def _options(kind: str, args: argparse.Namespace, loaded: Responses) -> dict[str
 
 
 def _model_that_answered(args: argparse.Namespace, loaded: Responses) -> Any:
+    show_as_recorded(args, loaded.header.model)
     model = open_model(args, needs_experts=False)
     known = loaded.header.model.get("model.fingerprint", model.fingerprint)
     if known != model.fingerprint:
         raise InputError(
             f"{args.model}: is not the model that gave these answers (fingerprint {known}); name that one"
+        )
+    shown = loaded.header.model.get("template_hash", model.chat.hash)
+    if shown != model.chat.hash:
+        raise InputError(
+            f"{args.model}: would be shown other prompts than when it gave these answers (template_hash {shown}): "
+            "leave --system, --template-kwargs, --thinking and --date out, which are taken from the file"
         )
     return model
 
@@ -167,9 +186,21 @@ def _keep(
 # --- what is printed
 
 
-def show(out: Output, records: Sequence[Record], output: Path | None) -> None:
+def say_how_they_read(out: Output, judges: Sequence[Judge], records: Sequence[Record]) -> None:
+    """The policy, and how many answers are in languages that the keyword judge does not read."""
+    from safex.judges import POLICIES, language_note, settings_of
+
+    if policy := settings_of(judges).get("policy"):
+        out.text(f"Policy {policy}: {POLICIES[policy]}")
+    for judge in judges:
+        details = [record.verdicts[judge.name].get("detail") for record in records]
+        if note := language_note(details):
+            out.note(f"note: {note}")
+
+
+def show(out: Output, records: Sequence[Record], judges: Sequence[Judge], output: Path | None) -> None:
     """Counts for each judge, set and mask, and how far the judges agree."""
-    from safex.judges import agreements
+    from safex.judges import agreements, settings_of
 
     rows, pairs = count_rows(records), agreements([record.readings for record in records])
     out.text("Verdicts", counts_table(rows))
@@ -180,6 +211,7 @@ def show(out: Output, records: Sequence[Record], output: Path | None) -> None:
     out.result(
         {
             "output": str(output) if output else None,
+            **settings_of(judges),
             "counts": rows,
             "agreement": [vars(pair) for pair in pairs],
         }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safex.errors import InputError
 
-from .parser import gpu_layers, not_negative, override, positive
+from .output import to_stderr
+from .parser import day, gpu_layers, not_negative, override, positive, system_message, template_kwargs
 
 if TYPE_CHECKING:
     from safex.model import Model
+    from safex.prompts import PromptSet
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 PHASES = ("prompt", "suffix", "response")
@@ -41,15 +43,33 @@ def add_prompt_options(parser: argparse.ArgumentParser, sets: str, *, marks: boo
         "(default: the sets that ship with safex-native)",
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add(
+        "--where",
+        action="append",
+        metavar="COLUMN=VALUE",
+        help="only these rows of files that have the column; may be repeated (default: of files that mix safe and "
+        "harmful prompts set benign takes the safe ones, regular the harmful, jailbreak the disguised)",
+    )
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
 
 
 def check_column(args: argparse.Namespace) -> None:
-    """Refuse a column without files. Raises InputError."""
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
+    """Refuse a column or rows without files. Raises InputError."""
+    for name in ("column", "where"):
+        if getattr(args, name) is not None and not args.prompts:
+            raise InputError(
+                f"--{name} needs --prompts: the sets that ship with safex-native have their own columns"
+            )
+
+
+def read_prompt_files(args: argparse.Namespace) -> PromptSet:
+    """The prompts of the files given; what was left out of them is said on stderr. Raises InputError."""
+    from safex.prompts import parse_prompt_arguments
+
+    prompts = parse_prompt_arguments(args.prompts, args.column, args.where or ())
+    for note in prompts.notes:
+        say_note(args, note)
+    return prompts
 
 
 def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:
@@ -95,6 +115,32 @@ def add_length_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
     )
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How answers are read: what a mixed answer counts as, and a house style's refusals."""
+    add = parser.add_argument
+    add(
+        "--policy",
+        choices=("strict", "lenient"),
+        default="strict",
+        help="an answer that declines a part and gives steps all the same is a refusal (strict) or compliance "
+        "(lenient); for the keyword judge (default strict)",
+    )
+    add(
+        "--refusal-phrases",
+        metavar="FILE",
+        help="refusal phrases of a house style, besides the shipped ones: one a line (# begins a comment), or a JSON "
+        "list; for the keyword judge",
+    )
+
+
+def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The reading options as ``safex.make_judge`` takes them. Raises InputError for a file that can't be read."""
+    from safex.judges import read_phrases
+
+    phrases = [] if args.refusal_phrases is None else read_phrases(args.refusal_phrases)
+    return {"policy": args.policy, "phrases": phrases}
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +203,41 @@ def add_file_options(parser: argparse.ArgumentParser, result: str, answers: str)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How to load the model: where its layers go, its context, its cache."""
+    """How to load the model, and what it is shown."""
+    _add_loading_options(parser)
+    _add_chat_options(parser)
+
+
+def _add_chat_options(parser: argparse.ArgumentParser) -> None:
+    """What the model is shown beside the prompts."""
+    group = parser.add_argument_group("what the model is shown")
+    group.add_argument(
+        "--system",
+        type=system_message,
+        metavar="TEXT|@FILE",
+        help="a system message before every prompt (default: what the chat template does without one)",
+    )
+    group.add_argument(
+        "--template-kwargs",
+        type=template_kwargs,
+        metavar="JSON",
+        help='variables of the chat template, as in \'{"reasoning_effort": "low"}\'',
+    )
+    group.add_argument(
+        "--thinking",
+        choices=("on", "off"),
+        help="set what the chat template understands of thinking, such as enable_thinking; a note says what",
+    )
+    group.add_argument(
+        "--date",
+        type=day,
+        metavar="YYYY-MM-DD",
+        help="the date in prompts whose chat template shows one (default: the day on which the run began)",
+    )
+
+
+def _add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Where the model's layers go, its context, its cache."""
     group = parser.add_argument_group("model options")
     group.add_argument(
         "--gpu-layers",
@@ -188,6 +268,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX=BUFFER",
         help="where tensors of matching names go, e.g. 'ffn_.*_exps=CPU'; may be repeated",
     )
+    group.add_argument(
+        "--n-cpu-moe",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="keep the routed experts of the first N layers in main memory, the rest as --gpu-layers says; "
+        "--override-tensor counts first (default 0)",
+    )
 
 
 def open_model(
@@ -196,14 +284,37 @@ def open_model(
     """The model as the options say. Raises UnsupportedError for a dense one where its experts are needed."""
     from safex.model import Model
 
-    model = Model(args.model, **model_settings(args), on_load=on_load)
+    model = Model(args.model, **model_settings(args), **chat_settings(args), on_load=on_load)
     if needs_experts:
         model.require_experts()
+    if any(value is not None for value in chat_settings(args).values()):
+        for note in model.chat.notes():
+            say_note(args, note)
     return model
 
 
+def say_note(args: argparse.Namespace, text: str) -> None:
+    """One line on stderr, unless --quiet."""
+    if not args.quiet:
+        to_stderr(f"note: {text}")
+
+
+def show_as_recorded(args: argparse.Namespace, recorded: Mapping[str, Any]) -> None:
+    """Where nothing is given, show the model what a result file says that it was shown."""
+    from safex.chat_settings import recorded_settings
+
+    for name, value in recorded_settings(recorded).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def chat_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the model is shown, as ``safex.Model`` takes it: for the model under study, not for a judge's."""
+    return {name: getattr(args, name) for name in ("system", "template_kwargs", "thinking", "date")}
+
+
 def model_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The model options as ``safex.Model`` takes them."""
+    """How to load a model, as ``safex.Model`` takes it."""
     return {
         "n_gpu_layers": args.gpu_layers,
         "n_threads": args.threads,
@@ -213,4 +324,5 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "kv_type": args.kv_type,
         "mmap": not args.no_mmap,
         "tensor_overrides": dict(args.override_tensor),
+        "n_cpu_moe": args.n_cpu_moe,
     }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from safex.errors import InputError
 
 PROGRAM = "safex-native"
+Value = TypeVar("Value")
 
 
 class Parser(argparse.ArgumentParser):
@@ -163,3 +165,32 @@ def override(text: str) -> tuple[str, str]:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
     return pattern, buffer
+
+
+def template_kwargs(text: str) -> dict[str, Any]:
+    """A JSON object of template variables."""
+    from safex.chat_settings import parse_template_kwargs
+
+    return _checked(parse_template_kwargs, text)
+
+
+def system_message(text: str) -> str:
+    """A system message, or the file that ``@FILE`` names."""
+    from safex.chat_settings import read_system
+
+    return _checked(read_system, text)
+
+
+def day(text: str) -> datetime.date:
+    """A day as YYYY-MM-DD."""
+    from safex.chat_settings import to_date
+
+    return _checked(to_date, text)
+
+
+def _checked(read: Callable[[str], Value], text: str) -> Value:
+    """What ``read`` makes of an option's text, its complaint as argparse words it."""
+    try:
+        return read(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -26,10 +26,12 @@ from .options import (
     add_mode_options,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     add_text_options,
     input_files,
     open_model,
+    reading_settings,
 )
 from .output import Output
 from .parser import positive
@@ -103,6 +105,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         default="keyword",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add(
         "--bootstrap",
@@ -138,6 +141,7 @@ def check_usage(args: argparse.Namespace) -> None:
     from safex.judges import check_spec
 
     check_spec(args.judge)
+    reading_settings(args)
     check_pairs(args)
     if not (args.experts or args.all):
         raise InputError("say which experts to mask, in which order: --experts EXPERTS, or --all")

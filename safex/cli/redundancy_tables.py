@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .eval_tables import READINGS, UNKNOWN
+from .eval_tables import READINGS, UNKNOWN, say_policy
 from .output import Output, table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def show(out: Output, found: Redundancy, output: Path) -> None:
     """The curve of each set, areas of the order and its controls, cost, conclusion."""
     for note in found.notes:
         out.note(f"note: {note}")
+    say_policy(out, found.parameters)
     out.text(CURVE, curve_table(found))
     if found.area:
         out.text(AREAS, areas_table(found))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safex.errors import InputError
 from safex.experts import MODES
 
-from .options import FLASH, MODEL_HELP, add_model_options
+from .options import FLASH, MODEL_HELP, add_model_options, chat_settings
 from .output import Output, to_stderr
 from .parser import finite, not_negative
 
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
             warn(args.host, api_key)
         # llama-cpp-python's server prints to stdout which clients have gone
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            serve.serve(served, options, listening, api_key, lambda: say_ready(out, served, listening))
+            serve.serve(
+                served, options, listening, api_key, functools.partial(say_ready, out, served, listening)
+            )
     return 0
 
 
@@ -96,10 +99,10 @@ def what_to_serve(args: argparse.Namespace) -> Served:
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
     """How to load the model."""
+    from safex.chat_settings import ChatSettings
+    from safex.placement import placement
     from safex.serve_llama import LoadOptions
 
-    if args.override_tensor:
-        raise InputError("--override-tensor: llama-cpp-python can't place single tensors; use --gpu-layers")
     return LoadOptions(
         n_ctx=args.ctx,
         n_ubatch=args.ubatch,
@@ -109,6 +112,8 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         kv_type=args.kv_type,
         mmap=not args.no_mmap,
         logprobs=args.logprobs,
+        overrides=tuple(placement(dict(args.override_tensor), args.n_cpu_moe)),
+        chat=ChatSettings.of(**chat_settings(args)),
     )
 
 
@@ -118,7 +123,9 @@ def warn(host: str, api_key: str | None) -> None:
     to_stderr(f"warning: listening on {host}: everybody {who} who reaches this machine can use the model")
 
 
-def say_ready(out: Output, served: Served, listening: socket.socket) -> None:
+def say_ready(
+    out: Output, served: Served, listening: socket.socket, card: dict[str, Any], notes: list[str]
+) -> None:
     """One line, or JSON, once requests are taken."""
     from safex.serve import url_of
 
@@ -127,6 +134,8 @@ def say_ready(out: Output, served: Served, listening: socket.socket) -> None:
     if served.mode != "zero":
         mask = f"{len(served.experts)} experts, mode {served.mode}"
     line = f"Ready: {url} serves {served.id} (mask: {mask if served.experts else 'none'}); Ctrl-C ends it"
+    for note in notes:
+        out.note(f"note: {note}")
     with contextlib.redirect_stdout(sys.__stdout__):
         out.text(line)
-        out.result({"url": url, **served.card()})
+        out.result({"url": url, **card})

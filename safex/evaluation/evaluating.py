@@ -21,6 +21,7 @@ from safex.judges import Judge
 from safex.model import Model, Prompts, as_prompt_set
 from safex.profile import Profile
 from safex.prompts import PromptSet
+from safex.responses import header_of
 
 CONTROLS = ("uniform", "layer", "frequency", "active")
 DRAWS = 20
@@ -77,6 +78,8 @@ def evaluate(
         model.require_experts()
     settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
     said = progress or silent
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     is_demo = model_file.is_demo(model.path)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility and experts is not None else None
@@ -87,7 +90,10 @@ def evaluate(
     answers.generate(resume, force, said)
     answers.judge(made, said)
     cost = None if windows is None else _utility(model, plan, windows, settings, said)
-    return _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+    found = _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+    found.parameters |= judging.settings_of(made)
+    found.notes += reading_notes(answers, made)
+    return found
 
 
 def prompts_for(prompts: Prompts | None, is_demo: bool) -> PromptSet:
@@ -102,7 +108,7 @@ def made_judges(model: Model, judges: Sequence[str | Judge]) -> list[Judge]:
     if isinstance(judges, str):
         raise InputError(f"judges is the text {judges!r}, expected a list: [{judges!r}]")
     made = [
-        judging.make(judge, **({"model": model} if judge == "logit" else {}))
+        (judging.make(judge, model=model) if judge == "logit" else judging.make(judge))
         if isinstance(judge, str)
         else judge
         for judge in judges
@@ -170,8 +176,14 @@ def _result(
         ],
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=plan.notes + (utility_notes(settings) if cost else []),
+        notes=[*plan.prompts.notes, *plan.notes] + (utility_notes(settings) if cost else []),
     )
+
+
+def reading_notes(answers: Answers, judges: Sequence[Judge]) -> list[str]:
+    """Notes on answers in languages that a judge does not read."""
+    details = [[record.verdicts[judge.name].get("detail") for record in answers.in_order] for judge in judges]
+    return [note for of_judge in details if (note := judging.language_note(of_judge))]
 
 
 def _only(readings: dict[str, str], names: Sequence[str]) -> dict[str, str]:

@@ -12,14 +12,21 @@ from safex import utility as utilities
 from safex.control_masks import activation_of
 from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
-from safex.evaluation.evaluating import made_judges, prompts_for, utility_notes, windows_for
+from safex.evaluation.evaluating import (
+    made_judges,
+    prompts_for,
+    reading_notes,
+    utility_notes,
+    windows_for,
+)
 from safex.evaluation.marks import Marks, marks_for
 from safex.evaluation.plan import REGULAR, Settings
 from safex.experts import ExpertList
-from safex.judges import REFUSE, Judge
+from safex.judges import REFUSE, Judge, settings_of
 from safex.judges.readable import Read
 from safex.model import Model, Prompts
 from safex.profile import Profile
+from safex.responses import header_of
 
 from .conclusion import conclude, evidence
 from .counting import count
@@ -83,6 +90,8 @@ def redundancy(
     model.require_experts()
     settings = Settings(mode, gain, phase, max_new, seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
+    if resume and output is not None:
+        model.use_date_of(header_of(output).model)
     chosen = prompts_for(prompts, is_demo).limited(limit)
     windows = windows_for(model, text) if utility else None
     (made,) = made_judges(model, [judge])
@@ -92,7 +101,10 @@ def redundancy(
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
     cost = _utility(model, ladder, windows, settings, said) if windows else []
-    return _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found = _result(model, ladder, settings, answers, made.name, bootstrap, cost)
+    found.parameters |= settings_of([made])
+    found.notes += reading_notes(answers, [made])
+    return found
 
 
 def _answers(
@@ -175,7 +187,7 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=ladder.notes + (utility_notes(settings) if cost else []),
+        notes=[*ladder.prompts.notes, *ladder.notes] + (utility_notes(settings) if cost else []),
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made
