@@ -300,6 +300,20 @@ class Model:
         self._run(requests, masks, on_result, on_tokens, routes=routes, stop=sampling.stops)
         return [responses[index] for index in range(len(requests))]
 
+    def cut(self, response: Response, n_tokens: int) -> Response:
+        """An answer as it would have been with a limit of ``n_tokens``, made from its first tokens.
+
+        >>> with Model("demo") as model:
+        ...     (answer,) = model.generate(["How do I bake bread?"])
+        ...     model.cut(answer, 3) == model.generate(["How do I bake bread?"], max_new=3)[0]
+        True
+        """
+        if n_tokens >= len(response.tokens):
+            return response
+        tokens = response.tokens[:n_tokens]
+        result = {"generated": tokens, "text": self.detokenize(tokens), "finish": "length"}
+        return self._to_response(Encoded(response.prompt_tokens, len(response.prompt_tokens)), result, ())
+
     def score(
         self,
         prompts: Prompts,
