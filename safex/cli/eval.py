@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args)
     check_export(args, TABLES)
     with saying_what_was_saved(answers):
-        evaluation = evaluate(args, prompts, marks, experts, profile, answers)
+        evaluation = evaluate(args, out, prompts, marks, experts, profile, answers)
     evaluation.save(output)
     tables = _export(args, evaluation, out)
     show(out, evaluation, output)
@@ -188,6 +188,7 @@ def load_profile(args: argparse.Namespace) -> Profile | None:
 
 def evaluate(
     args: argparse.Namespace,
+    out: Output,
     prompts: PromptSet | None,
     marks: Marks | None,
     experts: Sequence[Expert] | None,
@@ -226,6 +227,7 @@ def evaluate(
                 comply=marks,
                 limit=args.limit,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )
 
 

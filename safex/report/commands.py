@@ -36,7 +36,10 @@ OPTIONS = {  # of the commands, that a parameter of the same name sets
         "skip",
         "seed",
     ),
-    "sweep": ("mode", "gain", "neighbours", "pairs", "step", "bootstrap", "correction", "seed", *SESSION),
+    "sweep": (
+        *("mode", "gain", "neighbours", "pairs", "step", "max_new", "bootstrap", "correction", "seed"),
+        *SESSION,
+    ),
 }
 
 
