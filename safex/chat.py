@@ -22,7 +22,7 @@ from .chat_messages import (
     with_last_text,
     with_word,
 )
-from .chat_settings import ChatSettings
+from .chat_settings import RESERVED, ChatSettings
 from .errors import InputError
 from .template_environment import compile_template, variables_read
 from .thinking import Thinking, resolve_thinking
@@ -157,6 +157,15 @@ class ChatTemplate:
         return variables_read(self.source)
 
     @property
+    def readable_variables(self) -> list[str]:
+        """Names of variables that ``template_kwargs`` may set. Raises InputError where the template fails."""
+        return sorted(self.reads - set(RESERVED))
+
+    def thinking_switches(self) -> dict[str, str]:
+        """What "on" and "off" set, in words; empty where the template has no switch."""
+        return {name: resolve_thinking(self, name == "on").what for name in ("on", "off")}
+
+    @property
     def variables(self) -> dict[str, Any]:
         """The variables that the settings fill: those given, and those that ``thinking`` stands for."""
         return {**self._thinking.variables, **self.settings.template_kwargs}
@@ -243,10 +252,10 @@ class ChatTemplate:
         found = [] if settings.thinking is None else [self._thinking.note]
         unread = sorted(set(settings.template_kwargs) - self.reads)
         if unread:
-            known = ", ".join(sorted(self.reads - {"messages", "add_generation_prompt", *self._special}))
+            known = ", ".join(self.readable_variables) or "none"
             found.append(
                 f"the model's chat template reads no {' and no '.join(map(repr, unread))}: without effect "
-                f"(it may read {known or 'nothing'})"
+                f"(variables in it: {known})"
             )
         if settings.date is not None and not self.uses_date:
             own = " (it reads date_string: template_kwargs can set it)" if "date_string" in self.reads else ""
