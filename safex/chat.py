@@ -124,17 +124,14 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """Render once, nothing checked. The one place where a template runs."""
-        template = self._compiled
+        template = compile_template(self.source)
         given = {"tools": None, "documents": None, **self._special, **variables}
+        given["strftime_now"] = self._strftime_now
         try:
             return str(template.render(messages=list(messages), add_generation_prompt=True, **given))
         except Exception as error:
             reason = str(error) or type(error).__name__
             raise InputError(f"the model's chat template can't render this conversation: {reason}") from error
-
-    @cached_property
-    def _compiled(self) -> Any:
-        return compile_template(self.source, self._strftime_now)
 
     def _strftime_now(self, form: str) -> str:
         """The date that the study has, at midnight."""
@@ -153,7 +150,7 @@ class ChatTemplate:
         """The variables that the template may read, besides those that are always filled. Raises InputError."""
         if not self:
             return frozenset()
-        _ = self._compiled
+        compile_template(self.source)
         return variables_read(self.source)
 
     @property
