@@ -30,6 +30,11 @@ from .thinking import Thinking, resolve_thinking
 PROBE = "safexprobe"  # a user's text that no template holds
 
 
+def today() -> datetime.date:
+    """The day on which a model is opened."""
+    return datetime.date.today()
+
+
 # Special tokens that a chat template may name, and where a file says which token each is.
 SPECIAL_TOKENS = {
     "pad_token": "padding",
@@ -63,7 +68,7 @@ class ChatTemplate:
         """``special``: further special tokens by the template's name for them, as ``pad_token``."""
         self.source = source
         self.settings = settings or ChatSettings()
-        self.date = self.settings.date or datetime.date.today()
+        self.date = self.settings.date or today()
         self.bos = bos
         self._special = {"bos_token": bos, "eos_token": eos, **(special or {})}
         self._date_calls = 0
@@ -350,20 +355,28 @@ class ChatTemplate:
         return shown, self._suffix_behind(conversation, text, shown)
 
     def _suffix_behind(self, conversation: list[dict[str, Any]], text: str, shown: str) -> str:
-        """What follows the last message, found by marking its text; some templates look at the text they show."""
-        tails: list[str] = []
-        for marked in (PROBE + text, text + PROBE, PROBE):
+        """What follows the last message, found by exchanging its text; some templates look at the text they show."""
+        tails = [
+            tail
+            for marked in (PROBE + text, text + PROBE, PROBE)
+            if (tail := self._tail(conversation, marked))
+        ]
+        forms = [form for form in _forms_of(text) if tails and tails[0].startswith(form)]
+        tails = [tails[0][len(form) :] for form in forms[:1]] + tails[1:] if tails else []
+        as_long = "".join("y" if letter == "x" else "x" for letter in text)
+        with suppress(InputError):
+            other = self.render_conversation([*conversation[:-1], with_last_text(conversation[-1], as_long)])
+            tails.append(other[len(other) - common_tail(shown, other) :])
+        fitting = (tail for tail in tails if _ends_as(shown, text, tail))
+        common = (shown[len(shown) - common_tail(shown, tail) :] for tail in tails)
+        return next(fitting, None) or max(common, key=len, default="")
+
+    def _tail(self, conversation: list[dict[str, Any]], marked: str) -> str:
+        """What follows the mark where the last message has a marked text; empty where it is not shown."""
+        with suppress(InputError):
             changed = [*conversation[:-1], with_last_text(conversation[-1], marked)]
-            try:
-                _, found, tail = self.render_conversation(changed).rpartition(PROBE)
-            except InputError:
-                continue
-            if found and marked == PROBE + text:
-                tail = next((tail[len(form) :] for form in _forms_of(text) if tail.startswith(form)), "")
-            if tail and _ends_as(shown, text, tail):
-                return tail
-            tails.append(tail)
-        return max((shown[len(shown) - common_tail(shown, tail) :] for tail in tails), key=len, default="")
+            return self.render_conversation(changed).rpartition(PROBE)[2]
+        return ""
 
 
 def _ends_as(shown: str, text: str, suffix: str) -> bool:
