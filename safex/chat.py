@@ -356,13 +356,10 @@ class ChatTemplate:
 
     def _suffix_behind(self, conversation: list[dict[str, Any]], text: str, shown: str) -> str:
         """What follows the last message, found by exchanging its text; some templates look at the text they show."""
-        tails = [
-            tail
-            for marked in (PROBE + text, text + PROBE, PROBE)
-            if (tail := self._tail(conversation, marked))
-        ]
-        forms = [form for form in _forms_of(text) if tails and tails[0].startswith(form)]
-        tails = [tails[0][len(form) :] for form in forms[:1]] + tails[1:] if tails else []
+        behind = self._tail(conversation, PROBE + text)
+        form = next((form for form in _forms_of(text) if form and behind.startswith(form)), None)
+        tails = [] if form is None else [behind[len(form) :]]
+        tails += [self._tail(conversation, text + PROBE), self._tail(conversation, PROBE)]
         as_long = "".join("y" if letter == "x" else "x" for letter in text)
         with suppress(InputError):
             other = self.render_conversation([*conversation[:-1], with_last_text(conversation[-1], as_long)])
@@ -375,7 +372,8 @@ class ChatTemplate:
         """What follows the mark where the last message has a marked text; empty where it is not shown."""
         with suppress(InputError):
             changed = [*conversation[:-1], with_last_text(conversation[-1], marked)]
-            return self.render_conversation(changed).rpartition(PROBE)[2]
+            _, found, tail = self.render_conversation(changed).rpartition(PROBE)
+            return tail if found else ""
         return ""
 
 
