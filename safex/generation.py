@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-
-
-class Tags(NamedTuple):
-    """What encloses a model's reasoning."""
-
-    opening: str
-    closing: str
-
-
-# Reasoning as text between tags: DeepSeek-R1, Qwen3, GLM and others; the other two stand for models told to use them.
-TAGS = (
-    Tags("<think>", "</think>"),
-    Tags("<thinking>", "</thinking>"),
-    Tags("<reasoning>", "</reasoning>"),
-)
-
-# Reasoning as channels of special tokens (gpt-oss): <|channel|>NAME<|message|>TEXT, up to an end or the next message.
-CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
-MESSAGE_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", CHANNEL)
-REASONING_CHANNELS = ("analysis",)
+from .reasoning import opened_by as opened_by
+from .reasoning import split_reasoning as split_reasoning
 
 GREEDY = (0.0, 1.0, 0)  # temperature, top_p, seed
 
@@ -66,6 +47,14 @@ class Response:
     prompt_tokens: list[int]
     route: Route | None = None
     marked: str | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether the answer can be read: not empty, cut off, nothing but reasoning, or text that repeats itself."""
+        from .judges import Item, KeywordJudge
+
+        item = Item("", "", "", self.marked or self.text, self.finish)
+        return KeywordJudge().judge_one(item).readable
 
     @property
     def reasoning(self) -> str:
@@ -125,55 +114,6 @@ class Sampling:
         )  # the largest would mean "any" to llama.cpp
 
 
-def split_reasoning(text: str) -> tuple[str, str]:
-    """Reasoning and answer of a marked text.
-
-    >>> split_reasoning("<think>Bread?</think> Take flour.")
-    ('Bread?', 'Take flour.')
-    >>> split_reasoning("<think>Bread? Let me")
-    ('Bread? Let me', '')
-    """
-    if CHANNEL in text:
-        return _split_channels(text)
-    for tags in TAGS:
-        if tags.opening in text or tags.closing in text:
-            return _split_tags(text, tags)
-    return "", text
-
-
-def _split_tags(text: str, tags: Tags) -> tuple[str, str]:
-    """Every block is reasoning; a closing tag without an opening one closes a block that the prompt opened."""
-    reasoning: list[str] = []
-    answer: list[str] = []
-    head, closed, rest = text.partition(tags.closing)
-    if closed and tags.opening not in head:
-        reasoning.append(head)
-        text = rest
-    while text:
-        outside, opened, block = text.partition(tags.opening)
-        inside, closed, text = block.partition(tags.closing)
-        answer.append(outside)
-        reasoning.append(inside)
-        if opened and not closed:
-            return _joined(reasoning), ""
-    return _joined(reasoning), _joined(answer)
-
-
-def _split_channels(text: str) -> tuple[str, str]:
-    reasoning: list[str] = []
-    answer: list[str] = []
-    for message in text.split(CHANNEL)[1:]:
-        name, _, content = message.partition(MESSAGE)
-        for end in MESSAGE_ENDS:
-            content = content.partition(end)[0]
-        (reasoning if name.split(" ")[0].strip() in REASONING_CHANNELS else answer).append(content)
-    return _joined(reasoning), _joined(answer)
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return "\n".join(stripped for part in parts if (stripped := part.strip()))
-
-
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     """``text`` up to the first of the stop strings in it.
 
@@ -181,9 +121,3 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     'one '
     """
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
-
-
-def opened_by(prompt: str) -> str:
-    """The reasoning tag that a prompt ends with: the answer starts within that block."""
-    ending = prompt.rstrip()
-    return next((tags.opening for tags in TAGS if ending.endswith(tags.opening)), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +24,14 @@ from .encoding import encode_text
 from .errors import InputError
 from .expert_set import ExpertSet
 from .experts import ExpertList, Intervention, MaskLike, NativeMask
-from .generation import CHANNEL, GREEDY, Sampling, cut_at_stop, opened_by
+from .generation import GREEDY, Sampling, cut_at_stop
 from .generation import Response as Response
 from .generation import Route as Route
+from .placement import placement
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
+from .reasoning import mark_names, opened_by
 
 if TYPE_CHECKING:
     from .dumping import Dump
@@ -43,8 +46,7 @@ NativeCapture: TypeAlias = tuple[list[tuple[int, int]], bool, str, str]  # exper
 NativeRequest: TypeAlias = tuple[list[int], int, int, tuple[int, int], int, tuple[float, float, int]]
 OnResponse: TypeAlias = Callable[[int, Response], None]
 
-
-TAIL = 16  # tokens at the end of a raw prompt that may open a reasoning block
+ENDING = 64  # tokens at a prompt's end in which an open block of reasoning shows
 
 
 class Model:
@@ -70,6 +72,9 @@ class Model:
         Map the file instead of reading it.
     tensor_overrides
         ``{regex on tensor names: buffer type}``, e.g. ``{"ffn_.*_exps": "CPU"}`` keeps experts off the GPU.
+    n_cpu_moe
+        The routed experts of this many layers, from the first on, stay in main memory whatever ``n_gpu_layers``
+        says; ``tensor_overrides`` count first.
     on_load
         Called with the loaded share, 0 to 1.
     system
@@ -107,6 +112,7 @@ class Model:
         kv_type: str = "f16",
         mmap: bool = True,
         tensor_overrides: dict[str, str] | None = None,
+        n_cpu_moe: int = 0,
         on_load: Callable[[float], None] | None = None,
         system: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -121,7 +127,7 @@ class Model:
         self.path: Path = model_file.resolve(path)
         self.n_threads: int = n_threads or available_cores()
         self.n_gpu_layers: int = n_gpu_layers
-        overrides = list((tensor_overrides or {}).items())
+        overrides = placement(tensor_overrides, n_cpu_moe)
         self._session: Any = library.native().Session(
             str(self.path),
             n_gpu_layers,
@@ -146,8 +152,7 @@ class Model:
         self.n_experts: int = self.facts.n_experts
         self.n_ctx: int = min(n_ctx, self._session.n_ctx, self.facts.n_ctx_train or n_ctx)
         self.chat: ChatTemplate = self._chat_template(settings)
-        # Channels are special tokens, which no text shows; a single one means that the vocabulary has it.
-        self._has_channels = len(self.tokenize(CHANNEL)) == 1
+        self._hidden_marks = self._find_hidden_marks()
         self.fingerprint: str = model_file.fingerprint(self.path)
 
     def close(self) -> None:
@@ -294,6 +299,20 @@ class Model:
         ]
         self._run(requests, masks, on_result, on_tokens, routes=routes, stop=sampling.stops)
         return [responses[index] for index in range(len(requests))]
+
+    def cut(self, response: Response, n_tokens: int) -> Response:
+        """An answer as it would have been with a limit of ``n_tokens``, made from its first tokens.
+
+        >>> with Model("demo") as model:
+        ...     (answer,) = model.generate(["How do I bake bread?"])
+        ...     model.cut(answer, 3) == model.generate(["How do I bake bread?"], max_new=3)[0]
+        True
+        """
+        if n_tokens >= len(response.tokens):
+            return response
+        tokens = response.tokens[:n_tokens]
+        result = {"generated": tokens, "text": self.detokenize(tokens), "finish": "length"}
+        return self._to_response(Encoded(response.prompt_tokens, len(response.prompt_tokens)), result, ())
 
     def score(
         self,
@@ -565,13 +584,25 @@ class Model:
 
     def _to_response(self, encoded: Encoded, result: dict[str, Any], stops: Sequence[str]) -> Response:
         tokens, text = list(result["generated"]), result["text"]
-        marked = opened_by(encoded.ending or self.detokenize(encoded.tokens[-TAIL:], special=True))
-        if self._has_channels:
-            marked += cut_at_stop(self.detokenize(tokens, special=True), stops)
-        elif marked:
-            marked += text
+        marked = self._marked(encoded, tokens, text, stops)
         route = self._to_route(result) if "routes" in result else None
-        return Response(text, tokens, result["finish"], encoded.tokens, route, marked or None)
+        return Response(text, tokens, result["finish"], encoded.tokens, route, marked)
+
+    def _find_hidden_marks(self) -> dict[int, str]:
+        """Marks of reasoning that are control tokens of this vocabulary, which no text shows, by their id."""
+        single = ((self.tokenize(name), name) for name in mark_names())
+        return {ids[0]: name for ids, name in single if len(ids) == 1 and name not in self.detokenize(ids)}
+
+    def _marked(self, encoded: Encoded, tokens: Sequence[int], text: str, stops: Sequence[str]) -> str | None:
+        """An answer's text with all marks of reasoning: those of its prompt's ending, and control tokens."""
+        opening = opened_by(encoded.ending or self.detokenize(encoded.tokens[-ENDING:], special=True))
+        if not self._hidden_marks.keys().isdisjoint(tokens):
+            runs = itertools.groupby(tokens, key=self._hidden_marks.get)
+            shown = (mark * len(list(run)) if mark else self.detokenize(list(run)) for mark, run in runs)
+            text = cut_at_stop("".join(shown), stops)
+        elif not opening:
+            return None
+        return f"{opening}\n{text}" if opening else text
 
 
 def _request(
@@ -602,9 +633,4 @@ def as_prompt_set(prompts: Prompts) -> PromptSet:
 
 
 def _messages(prompt: str | Prompt) -> list[dict[str, Any]]:
-    if isinstance(prompt, Prompt) and prompt.messages:
-        return [
-            dict(turn) if isinstance(turn, Mapping) else {"role": turn[0], "content": turn[1]}
-            for turn in prompt.messages
-        ]
-    return [{"role": "user", "content": prompt if isinstance(prompt, str) else prompt.text}]
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt.turns()

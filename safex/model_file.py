@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import mmap
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
+from .model_parts import check_parts, facts_of, name_of, named_parts, parts_of, refuse_other_kinds
+
+__all__ = ["BUNDLED", "DATA", "fingerprint", "is_demo", "name_of", "named_parts", "resolve", "shards"]
 
 BUNDLED = ("demo", "demo-planted")
 DATA = Path(__file__).parent / "data"
@@ -20,7 +21,7 @@ DEMO_KEY = "safex_demo.kind"
 SAMPLES = 1024
 SAMPLE_BYTES = 16384
 
-_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
+shards = parts_of
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
@@ -35,16 +36,11 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
 def is_demo(model: str | os.PathLike[str]) -> bool:
     """Whether it is a bundled model, or a file made from one (`mask`, `merge`): the demo's prompts suit it."""
-    from .gguf_header import Header
-
     path = resolve(model)
     if path.parent == DATA:
         return True
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return DEMO_KEY in Header(data, skip_lists=True).keys
-        except InputError:
-            return False  # who opens the model says what is wrong with it
+    facts = facts_of(path)
+    return facts is not None and DEMO_KEY in facts.keys
 
 
 def _check(path: Path) -> None:
@@ -65,36 +61,10 @@ def _check(path: Path) -> None:
         raise InputError(
             f"{path}: a profile, expected a model; `safex-native info` shows what a profile holds"
         )
-    _check_parts(path)
-
-
-def _check_parts(path: Path) -> None:
-    shard = _SHARD.fullmatch(path.name)
-    if shard and int(shard["number"]) != 1:
-        first = f"{shard['stem']}-00001-of-{shard['total']}.gguf"
-        raise InputError(f"{path}: part {int(shard['number'])} of a split model; give the first, {first}")
-    missing = next((part for part in shards(path) if not part.exists()), None)
-    if missing:
-        raise InputError(f"{path}: first part of a split model, but {missing.name} is missing beside it")
-
-
-def shards(path: Path) -> list[Path]:
-    """All files of a model: the file itself, or every part of a split one."""
-    shard = _SHARD.fullmatch(path.name)
-    if not shard:
-        return [path]
-    total = int(shard["total"])
-    return [path.with_name(f"{shard['stem']}-{i:05d}-of-{total:05d}.gguf") for i in range(1, total + 1)]
-
-
-def name_of(path: Path) -> str:
-    """The file's name without its ending and, of a split model, without its part's number.
-
-    >>> name_of(Path("big-00001-of-00002.gguf"))
-    'big'
-    """
-    shard = _SHARD.fullmatch(path.name)
-    return shard["stem"] if shard else path.stem
+    facts = facts_of(path)
+    check_parts(path, facts)
+    if facts is not None:
+        refuse_other_kinds(path, facts)
 
 
 def fingerprint(path: Path, without: Sequence[tuple[int, int, int]] = ()) -> str:

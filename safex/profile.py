@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safex.chat_settings import CHAT_KEYS
 from safex.errors import DiskError, InputError
 from safex.profile_arrays import (
+    PROMPT_NOTES,
     Array,
     MetaValue,
     PhaseArrays,
@@ -258,8 +259,11 @@ def _refuse_mismatch(i: int, first: Profile, other: Profile) -> None:
 
 
 def _absent(profile: Profile) -> list[Any]:
-    absent = profile.meta.get("absent", [])
-    return absent if isinstance(absent, list) else []
+    return _texts(profile.meta.get("absent"))
+
+
+def _texts(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _join_tables(profiles: Sequence[Profile]) -> PromptTable:
@@ -281,6 +285,9 @@ def _merged_meta(profiles: Sequence[Profile], table: PromptTable) -> dict[str, A
     created = [str(p.meta["created"]) for p in profiles if "created" in p.meta]
     parts = [str(p.meta.get("prompts_hash", "")) for p in profiles]
     meta["created"] = max(created, default=None)
+    notes = dict.fromkeys(note for p in profiles for note in _texts(p.meta.get(PROMPT_NOTES)))
+    if notes:
+        meta[PROMPT_NOTES] = list(notes)
     if len(profiles) > 1 and all(parts):
         meta["prompts_hash"] = prompts_hash(table) or hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if not all("ids" in _absent(p) for p in profiles):

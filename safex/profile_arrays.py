@@ -273,6 +273,11 @@ def first_difference(name: str, a: object, b: object) -> str | None:
     return f"{name}: {shorten(a)} and {shorten(b)}"
 
 
+PROMPT_NOTES = "prompts.notes"
+FREE_META = ("created", PROMPT_NOTES)
+"""Metadata that may differ between a run and the one that it resumes: when, and where the prompts' files lay."""
+
+
 def prompts_hash(table: PromptTable) -> str | None:
     """SHA-256 of the set, id and text hash of each prompt in order; None where a text hash is missing.
 

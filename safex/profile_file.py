@@ -8,8 +8,8 @@ none.
 
 Keys of meta in use: model.fingerprint, model.name, model.architecture, model.quant_types, template_hash,
 prompts_hash, tool_version, upstream_id, session.n_ctx, session.n_ubatch, session.flash_attn,
-session.kv_type, session.max_new, session.templated, created, absent; of imported traces: imported, import.notes; of a
-part: part_of (the whole's prompts_hash).
+session.kv_type, session.max_new, session.templated, created, absent, prompts.notes; of imported traces: imported,
+import.notes; of a part: part_of (the whole's prompts_hash).
 """
 
 from __future__ import annotations

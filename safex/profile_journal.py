@@ -21,6 +21,7 @@ from safex import disk
 from safex.errors import InputError
 from safex.journal import N_HEADERS, Journal, check_start, journal_path
 from safex.profile_arrays import (
+    FREE_META,
     Array,
     PhaseArrays,
     PromptTable,
@@ -106,7 +107,7 @@ class ProfileWriter:
 
         With ``resume`` and no journal the run starts fresh. ``force`` replaces a finished file. Raises
         InputError for a finished file without ``force``, an unfinished run without ``resume``, a run that
-        differs from the one to resume (except in meta "created"), or one that another process is writing;
+        differs from the one to resume (except in the meta of FREE_META), or one that another process is writing;
         DiskError.
         """
         self.path = Path(path)
@@ -193,15 +194,15 @@ class ProfileWriter:
         self._journal.close(remove=remove)
 
     def _begin(self) -> None:
-        created = {name: value for name, value in self.meta.items() if name == "created"}
-        created, records = self._journal.begin(self._run_header(), created)
-        self.meta.update(created)
+        free = {name: value for name, value in self.meta.items() if name in FREE_META}
+        free, records = self._journal.begin(self._run_header(), free)
+        self.meta.update(free)
         self.done.update(_INDEX.unpack_from(payload)[0] for payload in records)
         self.dropped_bytes = self._journal.cut()
 
     def _run_header(self) -> dict[str, Any]:
         fields = {**self._layout.fields(), **vars(self._layout.prompts)}
-        return {**{k: v for k, v in self.meta.items() if k != "created"}, **fields}
+        return {**{k: v for k, v in self.meta.items() if k not in FREE_META}, **fields}
 
     def _encode(self, index: int, phases: Mapping[str, tuple[int, Array, Array, Array]]) -> bytes:
         """Per phase: n_tokens, a bit for each expert of each layer that has values, then the values."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .errors import InputError
 from .journal import header_of
 from .profile import Profile
-from .profile_arrays import PhaseArrays, PromptTable, Routers, prompts_hash
+from .profile_arrays import PROMPT_NOTES, PhaseArrays, PromptTable, Routers, prompts_hash
 from .profile_journal import ProfileWriter
 from .prompts import PromptSet
 
@@ -93,6 +93,8 @@ def profile_prompts(
     table = PromptTable.build(prompts.sets, prompts.ids, prompts.pairs, prompts.categories, texts_hash)
     phases = ("prompt", "suffix", "response") if max_new else ("prompt", "suffix")
     meta = provenance(model, table, max_new)
+    if prompts.notes:
+        meta[PROMPT_NOTES] = list(prompts.notes)
 
     def run(
         encoded: Sequence[Any], deliver: Callable[[int, Phases], None], on_tokens: Callable[[int], None]

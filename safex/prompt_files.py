@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,55 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from safex.errors import InputError
+from safex.prompt_columns import TEXT_COLUMNS, Layout, find_column, layout_of
 
 Values = dict[str, object]
 
-
-TEXT_COLUMNS = (
-    "prompt",
-    "forbidden_prompt",
-    "Behavior",
-    "Goal",
-    "goal",
-    "question",
-    "text",
-    "instruction",
-    "messages",
-)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which column means what; a published file is recognised by the columns in ``header``."""
-
-    name: str
-    header: frozenset[str]
-    text: str
-    id: str = "id"
-    category: str = "category"
-    context: str | None = None
-
-
-def _published(name: str, header: str, text: str, **columns: str) -> Layout:
-    return Layout(name, frozenset(header.split()), text, **columns)
-
-
-LAYOUTS = (
-    _published(
-        "HarmBench",
-        "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID",
-        "Behavior",
-        id="BehaviorID",
-        category="SemanticCategory",
-        context="ContextString",
-    ),
-    # Here Behavior is only a short title; the request is the Goal.
-    _published("JailbreakBench", "Goal Target Behavior Category", "Goal", id="Index", category="Category"),
-    _published("XSTest v2", "id_v2 type prompt focus note", "prompt", id="id_v2", category="type"),
-    _published("XSTest", "id prompt type label focus note", "prompt", category="type"),
-    _published("WildGuardTest", "prompt adversarial prompt_harm_label", "prompt", category="subcategory"),
-)
-"""Published files with column names of their own. AdvBench, StrongREJECT and OR-Bench need no entry."""
+NAMED = "named"  # the layout of a file whose column of prompts the user names
+DELIMITERS = (",", ";", "\t", "|")  # spreadsheets write into a .csv what the country uses
+BYTE_ORDER_MARKS = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True)
@@ -117,25 +76,50 @@ def read_table(path: Path) -> Table:
 
 
 def choose_layout(table: Table, column: str | None = None) -> Layout:
-    """The columns to read a table by: ``column``, else the first of :data:`TEXT_COLUMNS` that the table has.
+    """The columns to read a table by: ``column``, else the first of ``TEXT_COLUMNS`` that the table has.
 
-    A published header (:data:`LAYOUTS`) decides over that order among its own columns, not over a column
-    added to them. Raises :class:`InputError` when there is no such column.
+    A published header (``LAYOUTS``) decides over that order among its own columns, not over a column added to them.
+    Raises :class:`InputError` when there is no such column, or for a published file that can't be read.
     """
     if not table.columns:
-        return Layout("strings", frozenset(), text="")
-    present = frozenset(table.columns)
-    layout = next((one for one in LAYOUTS if one.header <= present), Layout("generic", frozenset(), text=""))
-    text = column or next((name for name in TEXT_COLUMNS if name in present), None)
-    found = f"columns found: {shown(table.columns)}"
-    if text is None:
-        remedy = "name it with --column (column= in Python)"
-        fail(table.path, f"no column known to hold prompts ({found}); {remedy}")
-    if text not in present:
-        fail(table.path, f"no column {text!r} ({found}); give --column one of these")
-    if text == layout.text or (column is None and text in layout.header):
+        return Layout("strings", frozenset(), text=("",))
+    layout = layout_of(table.columns) or Layout("generic", frozenset(), text=())
+    if column is not None:
+        return _by_column(table, layout, column)
+    if layout.refusal:
+        fail(table.path, f"is {layout.name}: {layout.refusal}")
+    text = find_column([name for name in table.columns if name not in layout.over], TEXT_COLUMNS)
+    if layout.text and (text is None or text in layout.header | set(layout.text)):
         return layout
-    return replace(layout, text=text, context=None)
+    if text is None:
+        fail(table.path, _no_column(table))
+    return replace(layout, text=(text,), above=None, below=None)
+
+
+def _by_column(table: Table, layout: Layout, column: str) -> Layout:
+    if column not in table.columns:
+        found = f"columns found: {shown(table.columns)}"
+        fail(table.path, f"no column {column!r} ({found}); give --column one of these")
+    if column in layout.text[:1]:
+        return layout
+    return replace(layout, name=NAMED, text=(column,), above=None, below=None, refusal="")
+
+
+def _no_column(table: Table) -> str:
+    """What to say of a table without a column known to hold prompts."""
+    columns = table.columns
+    found = f"columns found: {shown(columns)}"
+    languages = [name for name in columns if re.fullmatch(r"(?!id\b)[a-z]{2}([-_][A-Za-z]{2,4})?", name)]
+    if len(languages) > 2:
+        return (
+            f"has a column for each language ({shown(languages)}); name one with --column (column= in Python)"
+        )
+    if len(columns) == 1 and " " in columns[0].strip():
+        return (
+            f"its first line {shown(columns)} is no name of a column; if the file has no header, put the line "
+            "'prompt' first"
+        )
+    return f"no column known to hold prompts ({found}); name it with --column (column= in Python)"
 
 
 def _reader_of(path: Path) -> Callable[[Path], Table]:
@@ -171,17 +155,30 @@ def _bytes(path: Path) -> bytes:
 
 def _text(path: Path) -> str:
     data = _bytes(path)
+    # A spreadsheet's "Unicode text" is UTF-16, whose byte order mark can't begin a UTF-8 file.
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8-sig")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        # The codec counts from behind a BOM; the file's own offset is what a user can look up.
-        offset = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, offset) + 1
-        what = f"byte 0x{data[offset]:02x} at offset {offset} is not UTF-8"
-        fail(path, f"{what}; save the file as UTF-8", f"line {line}")
+        fail(path, *_undecodable(data, error, encoding))
     if not text.strip():
         fail(path, "is empty; expected at least one prompt")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        what = "holds a zero byte, as UTF-16 does that is not marked as such; save the file as UTF-8"
+        fail(path, what, f"line {line}")
     return text
+
+
+def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str) -> tuple[str, str]:
+    """What is wrong with a file's bytes, and in which line."""
+    if encoding == "utf-16":
+        return f"begins as UTF-16 and is not ({error.reason}); save the file as UTF-8", ""
+    # The codec counts from behind a BOM; the file's own offset is what a user can look up.
+    offset = error.start + len(data) - len(error.object)
+    line = data.count(b"\n", 0, offset) + 1
+    what = f"byte 0x{data[offset]:02x} at offset {offset} is not UTF-8"
+    return f"{what}; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)", f"line {line}"
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -196,15 +193,51 @@ def _bare(path: Path, texts: Iterable[tuple[str, object]]) -> Table:
 
 
 def _read_txt(path: Path) -> Table:
-    return _bare(path, _lines(_text(path)))
+    text = _text(path)
+    first = next(_lines(text))[1].split("\t")
+    if len(first) > 1 and find_column(first, TEXT_COLUMNS):
+        fail(
+            path,
+            f"is a table with the columns {shown(first)}, not a prompt a line; rename it to .tsv",
+            "line 1",
+        )
+    return _bare(path, _lines(text))
 
 
 def _read_csv(path: Path) -> Table:
-    return _delimited(path, _text(path), ",")
+    return _read_delimited(path, ",")
 
 
 def _read_tsv(path: Path) -> Table:
-    return _delimited(path, _text(path), "\t")
+    return _read_delimited(path, "\t")
+
+
+def _read_delimited(path: Path, usual: str) -> Table:
+    text = _text(path)
+    # Spreadsheets may name the delimiter in a line of its own.
+    named = re.match(r"sep=(.)\r?\n", text)
+    if named:
+        return _delimited(path, "\n" + text[named.end() :], named.group(1))
+    return _delimited(path, text, _delimiter(text, usual))
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """What divides the fields: ``usual``, unless another one gives a header that has a column of prompts."""
+    headers = {one: _header(text, one) for one in (usual, *DELIMITERS)}
+    if find_column(headers[usual], TEXT_COLUMNS) is None:
+        for one, header in headers.items():
+            if len(header) > 1 and find_column(header, TEXT_COLUMNS):
+                return one
+    # A header of names that nobody knows: what divides it into the most names.
+    return usual if len(headers[usual]) != 1 else max(headers, key=lambda one: len(headers[one]))
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return next((fields for fields in reader if any(field.strip() for field in fields)), [])
+    except csv.Error:
+        return []
 
 
 def _delimited(path: Path, text: str, delimiter: str) -> Table:
@@ -275,6 +308,8 @@ def _unwrap(path: Path, data: Values) -> list[object]:
     if len(lists) == 1 and all(isinstance(item, (str, dict)) for item in next(iter(lists.values()))):
         return next(iter(lists.values()))
     by_index = {name: list(value.values()) for name, value in data.items() if isinstance(value, dict)}
+    if cases := _test_cases(lists):
+        return cases
     columns = lists or by_index
     if not columns:
         what = f"an object without a list (keys: {shown(data)})"
@@ -283,6 +318,20 @@ def _unwrap(path: Path, data: Values) -> list[object]:
         sizes = ", ".join(f"{name!r} {len(values)}" for name, values in columns.items())
         fail(path, f"columns of different length ({sizes}); expected a value a row in each, or one list only")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _test_cases(lists: dict[str, list[object]]) -> list[object]:
+    """HarmBench's test cases, the attempts at each behavior by its id, as rows; nothing for other objects."""
+    several = len({len(texts) for texts in lists.values()}) > 1
+    single = len(lists) > 1 and all(len(texts) == 1 for texts in lists.values())
+    texts_only = all(isinstance(text, str) for texts in lists.values() for text in texts)
+    if not (several or single) or not texts_only or find_column(lists, TEXT_COLUMNS):
+        return []
+    return [
+        {"id": name if number == 1 else f"{name}-{number}", "prompt": text}
+        for name, texts in lists.items()
+        for number, text in enumerate(texts, start=1)
+    ]
 
 
 def _objects(path: Path, items: list[tuple[str, object]]) -> Table:

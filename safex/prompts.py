@@ -8,42 +8,39 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from safex.errors import InputError
-from safex.prompt_files import Layout, Row, Table, choose_layout, read_table, shown
+from safex.prompt_files import Row, Table, read_table, shown
+from safex.prompt_labels import check_where
+from safex.prompt_reading import (
+    DEFAULT_SET,
+    Loaded,
+    Messages,
+    Prompt,
+    check_ids,
+    default_id,
+    label,
+    read_prompts,
+)
 
-Messages = tuple[
-    Any, ...
-]  # turns: (role, content), or objects with tool calls and what else a template knows
+__all__ = [
+    "SETS",
+    "Messages",
+    "Prompt",
+    "PromptSet",
+    "evenly_spaced",
+    "load_arguments",
+    "parse_prompt_arguments",
+]
 
-DEFAULT_SET = "prompts"
 SETS = ("regular", "jailbreak", "benign")
 _BUNDLED = {"default": "prompts", "demo": "demo"}
 _DATA = Path(__file__).parent / "data"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SET_AND_FILE = re.compile(r"([A-Za-z0-9_-]+)=(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: the user's ``text``, the name of its ``set``, and an ``id`` unique within that set.
-
-    ``pair`` joins twins of different sets: a plain request, its disguise, its harmless look-alike.
-    ``messages`` holds the chat turns ``(role, content)`` where the file had turns; ``text`` is then the
-    last user turn. In Python a content may also be a list of parts or None, and a turn an object such as
-    ``{"role": "assistant", "content": None, "tool_calls": [...]}``.
-    """
-
-    text: str
-    set: str
-    id: str
-    pair: str | None = None
-    category: str | None = None
-    messages: Messages | None = None
 
 
 def evenly_spaced(sets: Sequence[str], n: int) -> list[int]:
@@ -68,34 +65,49 @@ class PromptSet(Sequence[Prompt]):
     ['benign-0000', 'benign-0001', 'regular-0000']
     """
 
-    def __init__(self, prompts: Iterable[Prompt] = ()) -> None:
+    def __init__(self, prompts: Iterable[Prompt] = (), notes: Iterable[str] = ()) -> None:
         """Keep ``prompts`` in order; raise :class:`InputError` if an id occurs twice in a set."""
         self._prompts = tuple(prompts)
-        _check_ids((prompt, f"prompt {number}") for number, prompt in enumerate(self._prompts, start=1))
+        self.notes = tuple(notes)
+        """What to know of the files that the prompts come from: rows and answers left out, columns not read."""
+        check_ids((prompt, f"prompt {number}") for number, prompt in enumerate(self._prompts, start=1))
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], set: str | None = None, column: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        set: str | None = None,
+        column: str | None = None,
+        where: str | Sequence[str] = (),
     ) -> PromptSet:
         """Read a prompt file: txt (a prompt a line), csv, tsv, json or jsonl (each also .gz), or parquet.
 
         The prompt stands in ``column``, or in the first of ``TEXT_COLUMNS`` that the file has. Headers of
         published benchmarks (``LAYOUTS``) are recognised: JailbreakBench's request is its ``Goal``, not its
         ``Behavior`` (a title); a HarmBench context goes before its behavior, divided by ``---``, as
-        HarmBench itself sends it. XSTest and WildGuardTest mix safe and unsafe prompts and come whole.
-        Files of bare strings have no columns and ignore ``column``. A value that is a list of ``{"role",
-        "content"}`` turns gives ``messages``.
+        HarmBench itself sends it. Files of bare strings have no columns and ignore ``column``. A list of chat
+        turns (``role`` and ``content``, or ShareGPT's ``from`` and ``value``) gives ``messages``, without the
+        answer that it may end with; columns ``system``, ``context``, ``input`` and ``history`` are joined.
 
         ``set`` names all prompts; only with ``set=None`` does a row's own ``set`` count, and ``"prompts"``
-        where it has none. Without an ``id``, a row gets ``{set}-{row:04d}``, rows counted from 0.
+        where it has none. Of a file whose labels mix safe and harmful prompts (XSTest, WildGuardTest, ...)
+        set ``benign`` takes the safe ones, ``regular`` the harmful, ``jailbreak`` the disguised, and
+        ``set=None`` sorts them into these; ``where`` (``"COLUMN=VALUE"``, or several) chooses rows for any
+        other set. Without an ``id``, a row gets ``{set}-{row:04d}``, rows counted from 0. What was left out
+        stands in ``notes``.
 
         Raises :class:`InputError` if the file is missing, broken, not UTF-8 or without a usable column, if
-        a row has no prompt, or if an id occurs twice in a set.
+        a row has no prompt or more than text, if an id occurs twice in a set, or if it can't be told which
+        rows of a mixed file the set means.
 
         >>> PromptSet.load(_DATA / "prompts" / "regular.jsonl")
         PromptSet(regular: 100)
         """
-        return cls(_prompts_of(read_table(Path(path)), set, column))
+        table = read_table(Path(path))
+        conditions = [where] if isinstance(where, str) else [*where]
+        check_where(conditions, table.columns)
+        loaded = read_prompts(table, set, column, conditions)
+        return cls(loaded.prompts, loaded.notes)
 
     @classmethod
     def of(cls, texts: Iterable[str], set: str = DEFAULT_SET) -> PromptSet:
@@ -108,7 +120,7 @@ class PromptSet(Sequence[Prompt]):
             raise InputError('PromptSet.of takes a list of strings, not one string; write ["..."]')
         source = Path("PromptSet.of")
         rows = [Row(source, f"prompt {number}", {"": text}) for number, text in enumerate(texts, start=1)]
-        return cls(_prompts_of(Table(source, (), rows), set, None))
+        return cls(read_prompts(Table(source, (), rows), set).prompts)
 
     def limited(self, n: int | None) -> PromptSet:
         """At most ``n`` prompts of each set (None: all), evenly spaced: twins of sets in one order stay together.
@@ -116,7 +128,9 @@ class PromptSet(Sequence[Prompt]):
         >>> PromptSet.of(["one", "two", "three", "four"]).limited(2).texts
         ['one', 'three']
         """
-        return self if n is None else PromptSet([self[row] for row in evenly_spaced(self.sets, n)])
+        if n is None:
+            return self
+        return PromptSet([self[row] for row in evenly_spaced(self.sets, n)], self.notes)
 
     @classmethod
     def concat(cls, parts: Iterable[PromptSet]) -> PromptSet:
@@ -126,14 +140,16 @@ class PromptSet(Sequence[Prompt]):
         ['prompts-0000', 'prompts-0001']
         """
         joined: list[Prompt] = []
+        notes: dict[str, None] = {}
         taken: set[tuple[str, str]] = set()
         for part in parts:
+            notes |= dict.fromkeys(part.notes)
             for row, prompt in enumerate(part):
-                if (prompt.set, prompt.id) in taken and prompt.id == _default_id(prompt.set, row):
-                    prompt = replace(prompt, id=_default_id(prompt.set, len(joined)))
+                if (prompt.set, prompt.id) in taken and prompt.id == default_id(prompt.set, row):
+                    prompt = replace(prompt, id=default_id(prompt.set, len(joined)))
                 taken.add((prompt.set, prompt.id))
                 joined.append(prompt)
-        return cls(joined)
+        return cls(joined, notes)
 
     @classmethod
     def default(cls) -> PromptSet:
@@ -217,8 +233,10 @@ class PromptSet(Sequence[Prompt]):
         return f"PromptSet({counts})"
 
 
-def parse_prompt_arguments(arguments: Sequence[str], column: str | None = None) -> PromptSet:
-    """The prompts of repeated ``SET=FILE`` arguments in order; ``FILE`` alone needs a ``set`` column.
+def parse_prompt_arguments(
+    arguments: Sequence[str], column: str | None = None, where: Sequence[str] = ()
+) -> PromptSet:
+    """The prompts of repeated ``SET=FILE`` arguments in order; ``FILE`` alone needs a ``set`` column or labels.
 
     The part before the first ``=`` is a set name only if it is a plain word of letters, digits, ``_`` and
     ``-``; so a file ``a=b.txt`` is written ``./a=b.txt``. Raises :class:`InputError` as
@@ -227,109 +245,36 @@ def parse_prompt_arguments(arguments: Sequence[str], column: str | None = None) 
     >>> parse_prompt_arguments([f"harmless={_DATA}/prompts/benign.jsonl"])
     PromptSet(harmless: 100)
     """
-    return PromptSet.concat(_load_argument(argument, column) for argument in arguments)
+    loaded = load_arguments(arguments, column, where)
+    return PromptSet.concat(PromptSet(one.prompts, one.notes) for one in loaded)
 
 
-def _load_argument(argument: str, column: str | None) -> PromptSet:
+def load_arguments(
+    arguments: Sequence[str], column: str | None = None, where: Sequence[str] = ()
+) -> list[Loaded]:
+    """What each argument gave, with the rows that the prompts come from; see :func:`parse_prompt_arguments`."""
+    named = [_named_file(argument) for argument in arguments]
+    tables = [read_table(Path(file)) for _, file in named]
+    check_where(where, (name for table in tables for name in table.columns))
+    loaded = []
+    for (name, file), table in zip(named, tables, strict=True):
+        one = read_prompts(table, name, column, where)
+        if name is None:
+            _require_sets(one, file)
+        loaded.append(one)
+    return loaded
+
+
+def _named_file(argument: str) -> tuple[str | None, str]:
     match = _SET_AND_FILE.fullmatch(argument)
     name, file = match.groups() if match else (None, argument)
     if not file:
         raise InputError(f"prompts {argument!r} name no file; expected SET=FILE, as in regular=prompts.csv")
-    table = read_table(Path(file))
-    for row in table.rows if name is None else ():
-        if _label(row, "set") is None:
+    return name, file
+
+
+def _require_sets(loaded: Loaded, file: str) -> None:
+    """Refuse rows that neither name their set nor have a label."""
+    for prompt, row in zip(loaded.prompts, loaded.rows, strict=True):
+        if prompt.set == DEFAULT_SET and label(row, "set") is None:
             row.fail(f"no set is named, here or in a column 'set'; write SET=FILE, as in regular={file}")
-    return PromptSet(_prompts_of(table, name, column))
-
-
-def _default_id(set_name: str, row: int) -> str:
-    return f"{set_name}-{row:04d}"
-
-
-def _prompts_of(table: Table, set_name: str | None, column: str | None) -> list[Prompt]:
-    layout = choose_layout(table, column)
-    prompts = [_prompt(row, index, layout, set_name) for index, row in enumerate(table.rows)]
-    places = [row.where for row in table.rows]
-    _check_ids(zip(prompts, places, strict=True), str(table.path))
-    return prompts
-
-
-def _check_ids(prompts: Iterable[tuple[Prompt, str]], source: str = "prompts") -> None:
-    first: dict[tuple[str, str], str] = {}
-    for prompt, where in prompts:
-        earlier = first.setdefault((prompt.set, prompt.id), where)
-        if earlier != where:
-            what = f"id {prompt.id!r} occurs twice in set {prompt.set!r}, at {earlier} and {where}"
-            raise InputError(f"{source}: {what}; ids must be unique within a set, so rename one")
-
-
-def _prompt(row: Row, index: int, layout: Layout, set_name: str | None) -> Prompt:
-    text, messages = _content(row, layout)
-    name = set_name or _label(row, "set") or DEFAULT_SET
-    return Prompt(
-        text=text,
-        set=name,
-        id=_label(row, layout.id) or _default_id(name, index),
-        pair=_label(row, "pair"),
-        category=_label(row, layout.category),
-        messages=messages,
-    )
-
-
-def _content(row: Row, layout: Layout) -> tuple[str, Messages | None]:
-    """A row's text, its HarmBench context before it, and its chat turns if the column holds turns."""
-    value, messages = row.values.get(layout.text), None
-    if layout.text == "messages" and isinstance(value, str):
-        value = _turns_from_text(row, value)
-    if isinstance(value, list):
-        messages = _messages(row, value)
-        value = next((content for role, content in reversed(messages) if role == "user"), None)
-        if value is None:
-            row.fail("chat turns without a user turn; expected at least one with role 'user'")
-    text = _checked_text(row, layout.text, value)
-    context = _label(row, layout.context) if layout.context else None
-    return (f"{context}\n\n---\n\n{text}" if context else text), messages
-
-
-def _checked_text(row: Row, column: str, value: object) -> str:
-    place = f" in column {column!r}" if column else ""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        row.fail(f"empty prompt{place}; give it a text or delete the row")
-    if not isinstance(value, str):
-        row.fail(f"{type(value).__name__} where a prompt was expected{place}; write it as text")
-    return _checked_unicode(row, value)
-
-
-def _checked_unicode(row: Row, text: str) -> str:
-    if _SURROGATE.search(text):
-        row.fail("half a surrogate pair (\\ud800 to \\udfff) is not a character; write the text as UTF-8")
-    return text
-
-
-def _turns_from_text(row: Row, text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        row.fail("column 'messages' is not JSON; expected a list of chat turns")
-
-
-def _messages(row: Row, turns: list[object]) -> Messages:
-    messages: list[tuple[str, str]] = []
-    for number, turn in enumerate(turns, start=1):
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            row.fail(f"chat turn {number} is not {{'role': text, 'content': text}}; write every turn so")
-        messages.append((role, _checked_unicode(row, content)))
-    return tuple(messages)
-
-
-def _label(row: Row, column: str) -> str | None:
-    """A row's id, set, pair, category or context as text (lists and objects as JSON); ``None`` if empty."""
-    value = row.values.get(column)
-    if isinstance(value, float):
-        # A column of whole numbers with gaps is stored as floats, gaps as NaN.
-        value = None if value != value else int(value) if value.is_integer() else value
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return _checked_unicode(row, text) if text.strip() else None

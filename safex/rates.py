@@ -1,7 +1,8 @@
 """Rates and their differences with intervals, exact tests, and what repeated samples of a prompt change.
 
 Everything is a share from 0 to 1 (a difference: -1 to 1; times 100 it is in points), intervals are two-sided. What
-can't be estimated because there is no data is None. The methods were chosen by the coverage of their 95 % intervals.
+can't be estimated because there is no data is None. Answers that could not be read are no data: they are counted, and
+enter no rate and no difference. The methods were chosen by the coverage of their 95 % intervals.
 Measured by ``python tests/test_rates.py`` (2026-11-22), a simulated truth a case, 20,000 data sets each for the first
 three rows and 2,000 for the others:
 
@@ -37,10 +38,16 @@ from safex.errors import InputError
 Floats: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Clusters: TypeAlias = Sequence[Hashable] | None
+Hits: TypeAlias = Sequence["bool | None"]  # None: the response could not be read
 
 CONFIDENCE = 0.95
 READINGS = ("refuse", "comply", "other")  # the three-way reading of a verdict
-APART = ("empty", "truncated")  # verdicts that are read as "other" and counted apart
+APART = (
+    "empty",
+    "truncated",
+    "reasoning",
+    "degenerate",
+)  # why an answer could not be read: no reading at all
 _HALVINGS = 60  # of an interval of length 2: to the last bit
 
 
@@ -113,18 +120,21 @@ def effective(values: Floats, clusters: Clusters) -> float:
 
 
 def three_way(verdicts: Sequence[str], clusters: Clusters = None) -> dict[str, Any]:
-    """Rates of ``READINGS`` over verdicts, each with ``count``, ``value`` and ``interval``; ``n``; ``APART`` counted.
+    """Rates of ``READINGS``, each with ``count``, ``value`` and ``interval``, over the verdicts that are ``readable``.
 
-    What is neither "refuse" nor "comply" is read as "other". Rates of no verdicts are None.
+    ``n`` counts all, each of ``APART`` those of its kind, which enter no rate. Any other name is read as "other". Rates
+    of no readable verdicts are None.
 
-    >>> three_way(["refuse", "refuse", "empty"])["other"]["count"]
-    1
+    >>> row = three_way(["refuse", "refuse", "comply", "empty"])
+    >>> row["n"], row["readable"], row["refuse"]["count"], row["other"]["count"], row["empty"]
+    (4, 3, 2, 0, 1)
     """
-    read = [_read(verdict) for verdict in verdicts]
-    row: dict[str, Any] = {"n": len(read)}
+    rows = [i for i, verdict in enumerate(verdicts) if verdict not in APART]
+    read, of_read = [_read(verdicts[i]) for i in rows], part_of(clusters, rows)
+    row: dict[str, Any] = {"n": len(verdicts), "readable": len(rows)}
     for reading in READINGS:
         hits = [reading == one for one in read]
-        estimate = rate(hits, clusters)
+        estimate = rate(hits, of_read)
         row[reading] = None if estimate is None else {"count": sum(hits), **estimate.to_json()}
     return row | {name: sum(verdict == name for verdict in verdicts) for name in APART}
 
@@ -148,10 +158,11 @@ def by_category(
 
 @dataclass(frozen=True)
 class Paired:
-    """Two rates of the same ``n`` responses and their difference ``after - before``.
+    """Two rates of the same ``n`` responses, readable on both sides, and their difference ``after - before``.
 
     ``lost`` responses were hits before and not after, ``gained`` the other way. ``p_value`` is exact, two-sided:
-    McNemar's where each response is a cluster of its own, see ``sign_flip_p``.
+    McNemar's where each response is a cluster of its own, see ``sign_flip_p``. ``left_out`` more responses could not be
+    read on one side or both; ``bounds`` are the least and the largest difference of all responses, whatever those were.
     """
 
     n: int
@@ -161,33 +172,48 @@ class Paired:
     lost: int
     gained: int
     p_value: float
+    left_out: int = 0
+    bounds: tuple[float, float] = (-1.0, 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         parts = {name: getattr(self, name).to_json() for name in ("before", "after", "difference")}
-        return {"n": self.n, **parts, "lost": self.lost, "gained": self.gained, "p_value": self.p_value}
+        counts = {name: getattr(self, name) for name in ("n", "left_out", "lost", "gained", "p_value")}
+        return {**counts, **parts, "bounds": list(self.bounds)}
+
+
+def no_pairs(left_out: int) -> dict[str, Any]:
+    """What ``Paired.to_json`` gives where none of the responses could be read on both sides: nothing is known."""
+    unknown = dict.fromkeys(("before", "after", "difference", "p_value"))
+    return {"n": 0, "left_out": left_out, "lost": 0, "gained": 0, **unknown, "bounds": [-1.0, 1.0]}
 
 
 def paired_difference(
-    before: Sequence[bool],
-    after: Sequence[bool],
+    before: Hits,
+    after: Hits,
     clusters: Clusters = None,
     confidence: float = CONFIDENCE,
 ) -> Paired | None:
-    """Compare hits before and after, given for the same responses in the same order; None where there are none.
+    """Compare hits before and after, given for the same responses in the same order.
 
-    The interval is Tango's, with counts scaled to the effective number of responses where there are clusters.
+    A response that is None on either side could not be read and is left out; the result is None where no pair is
+    left. The interval is Tango's, with counts scaled to the effective number of responses where there are clusters.
 
     >>> result = paired_difference([True] * 8, [False] * 7 + [True])
     >>> result.difference.value, result.p_value
     (-0.875, 0.015625)
+    >>> paired_difference([True, True, True], [False, True, None]).bounds
+    (-0.6666666666666666, -0.3333333333333333)
     """
-    a, b = _numbers(before, "before"), _numbers(after, "after")
-    if len(a) != len(b):
+    all_before, all_after = _known(before, "before"), _known(after, "after")
+    if len(all_before) != len(all_after):
         raise InputError(
-            f"{len(a)} responses before, {len(b)} after: expected the same ones in the same order"
+            f"{len(all_before)} responses before, {len(all_after)} after: expected the same ones in the same order"
         )
-    first, second = rate(before, clusters, confidence), rate(after, clusters, confidence)
+    kept = np.flatnonzero(np.isfinite(all_before) & np.isfinite(all_after))
+    a, b = all_before[kept], all_after[kept]
+    clusters = part_of(clusters, kept.tolist())
+    first, second = (rate((side == 1).tolist(), clusters, confidence) for side in (a, b))
     if first is None or second is None:
         return None
     change = b - a
@@ -201,7 +227,23 @@ def paired_difference(
         lost=lost,
         gained=gained,
         p_value=sign_flip_p(change, clusters),
+        left_out=len(all_before) - len(a),
+        bounds=worst_cases(all_before, all_after),
     )
+
+
+def worst_cases(before: npt.ArrayLike, after: npt.ArrayLike) -> tuple[float, float]:
+    """Least and largest mean of ``after - before``, of values from 0 to 1, whatever those that are NaN may have been.
+
+    No assumption about why a response could not be read (Manski 1990, bounds without assumptions).
+
+    >>> worst_cases([1.0, 1.0], [0.0, np.nan])
+    (-1.0, -0.5)
+    """
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    low = np.nan_to_num(second, nan=0.0) - np.nan_to_num(first, nan=1.0)
+    high = np.nan_to_num(second, nan=1.0) - np.nan_to_num(first, nan=0.0)
+    return float(low.mean()), float(high.mean())
 
 
 def tango(gained: float, lost: float, total: float, confidence: float = CONFIDENCE) -> Estimate:
@@ -281,19 +323,22 @@ def sign_flip_p(change: npt.ArrayLike, clusters: Clusters = None) -> float:
 
 
 def differences_by_category(
-    before: Sequence[bool],
-    after: Sequence[bool],
+    before: Hits,
+    after: Hits,
     categories: Sequence[str | None],
     clusters: Clusters = None,
 ) -> list[dict[str, Any]]:
-    """``paired_difference`` for each category, with its name and ``p_holm``, the p-value corrected over categories."""
+    """``paired_difference`` for each category, with its name and ``p_holm``, the p-value corrected over categories.
+
+    A category without readable pairs has no p-value and counts for no correction.
+    """
     rows = []
     for name, places in _by_name(categories, len(before)).items():
         first, second = ([side[i] for i in places] for side in (before, after))
         found = paired_difference(first, second, part_of(clusters, places))
-        rows += [] if found is None else [{"category": name, **found.to_json()}]
-    corrected = holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+        rows.append({"category": name, **(found.to_json() if found else no_pairs(len(places)))})
+    corrected = iter(holm([row["p_value"] for row in rows if row["p_value"] is not None]))
+    return [{**row, "p_holm": None if row["p_value"] is None else next(corrected)} for row in rows]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -365,6 +410,13 @@ def _numbers(hits: Sequence[bool], what: str) -> Floats:
     if values.ndim != 1 or not np.isin(values, (0, 1)).all():
         raise InputError(f"{what}: expected a list of true and false")
     return values
+
+
+def _known(hits: Hits, what: str) -> Floats:
+    """1 and 0, NaN where a response could not be read."""
+    known = [hit for hit in hits if hit is not None]
+    _numbers(known, what)
+    return np.array([np.nan if hit is None else float(hit) for hit in hits], np.float64)
 
 
 def cluster_numbers(clusters: Sequence[Hashable], n: int) -> Rows:

@@ -27,6 +27,7 @@ from .experts import Expert, NativeMask
 from .model_file import name_of
 from .serve_gate import Gate, abandoned, error_object
 from .serve_llama import LoadOptions, masked_llama
+from .serve_scoring import Scoring
 
 ROUTES = ("/v1/completions", "/v1/chat/completions")  # of llama-cpp-python's server; no others are offered
 GRACE_SECONDS = 5
@@ -101,7 +102,7 @@ def make_app(llama: Any, card: dict[str, Any]) -> Any:
     server.set_server_settings(
         settings.ServerSettings.model_construct(api_key=None, interrupt_requests=False)
     )
-    server._llama_proxy = OneModel(llama)
+    server._llama_proxy = OneModel(Scoring(llama))
     explained = functools.partial(explain, n_ctx=llama._n_ctx)
     server.get_event_publisher = _reporting(server.get_event_publisher, explained)
     for route in server.router.routes:

@@ -42,6 +42,9 @@ SHOWN = (
 )
 MAX_BIAS = 100  # OpenAI's bound
 
+# A prompt of tokens, on its way through llama-cpp-python's server, which takes text only: this, then numbers.
+TOKENS = "\0tokens "
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -183,6 +186,8 @@ def prepare(body: bytes, model_id: str, n_vocab: int) -> bytes:
     given = {key: value for key, value in request.items() if value is not None}
     _check(given, model_id)
     _check_bias(given.get("logit_bias", {}), n_vocab)
+    if "prompt" in given:
+        given["prompt"] = _prompt(given["prompt"], n_vocab)
     if "max_completion_tokens" in given:
         given.setdefault("max_tokens", given["max_completion_tokens"])
     for message in given["messages"] if isinstance(given.get("messages"), list) else ():
@@ -214,9 +219,24 @@ def _check(given: dict[str, Any], model_id: str) -> None:
     temperature = given.get("temperature", 1.0)
     if isinstance(temperature, (int, float)) and temperature < 0:
         raise RefusedError(400, f"temperature is {temperature}, expected 0 or more")
-    prompt = given.get("prompt")
-    if prompt == "" or (isinstance(prompt, list) and (len(prompt) != 1 or prompt[0] == "")):
+    if given.get("echo") and given.get("stream"):
+        raise RefusedError(400, "echo is not offered in a stream: leave out one of both")
+
+
+def _prompt(prompt: Any, n_vocab: int) -> Any:
+    """The one prompt of a request: text, or tokens written as text. Raises RefusedError."""
+    if isinstance(prompt, list) and not (prompt and all(type(token) is int for token in prompt)):
+        if len(prompt) != 1:
+            raise RefusedError(400, "expected one prompt that is not empty")
+        prompt = prompt[0]
+    if prompt in ("", []) or (isinstance(prompt, str) and prompt.startswith(TOKENS)):
         raise RefusedError(400, "expected one prompt that is not empty")
+    if not isinstance(prompt, list):
+        return prompt
+    wrong = next((token for token in prompt if type(token) is not int or not 0 <= token < n_vocab), None)
+    if wrong is not None:
+        raise RefusedError(400, f"prompt: there is no token {wrong!r:.40}, only 0 to {n_vocab - 1}")
+    return TOKENS + " ".join(map(str, prompt))
 
 
 def _check_bias(bias: Any, n_vocab: int) -> None:

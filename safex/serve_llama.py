@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from . import library
 from .chat import ChatTemplate, special_tokens
@@ -22,12 +24,14 @@ LLAMA_CPP_PYTHON = "0.3.36"  # its structures are those of our library: native/u
 REQUIRED = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
 LOG_LEVEL_ERROR = 4  # ggml.h
 KEPT_LINES = 20
+PIECE_BYTES = 64  # of a token's text; few are longer
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How llama-cpp-python loads the model; as in ``safex.Model``. ``logprobs``: keep the logits of every token.
 
+    ``overrides``: regular expressions on tensor names, each with a buffer type (see ``placement``).
     ``chat`` is what it is shown beside the requests.
     """
 
@@ -39,6 +43,7 @@ class LoadOptions:
     kv_type: str = "f16"
     mmap: bool = True
     logprobs: bool = False
+    overrides: tuple[tuple[str, str], ...] = ()
     chat: ChatSettings = field(default_factory=ChatSettings)
 
 
@@ -99,6 +104,7 @@ def masked_llama(path: Path, mask: NativeMask, options: LoadOptions) -> Iterator
         contextlib.closing(_load(llama_cpp, path, options, log)) as llama,
     ):
         llama._n_ctx = min(llama._n_ctx, llama._model.n_ctx_train() or llama._n_ctx)
+        llama._model.detokenize = functools.partial(_detokenized, llama_cpp, llama._model)
         llama.shown = chat_template(llama, options.chat)
         llama.chat_handler = chat_handler(llama_cpp, llama, llama.shown)
         attachment = _attach(llama, path, mask) if mask else None
@@ -112,21 +118,22 @@ def _load(llama_cpp: Any, path: Path, options: LoadOptions, log: list[str]) -> A
     threads = options.n_threads or available_cores()
     kv_type = getattr(llama_cpp, f"GGML_TYPE_{options.kv_type.upper()}")
     try:
-        return llama_cpp.Llama(
-            str(path),
-            n_gpu_layers=options.n_gpu_layers,
-            use_mmap=options.mmap,
-            n_ctx=options.n_ctx,
-            n_batch=options.n_ubatch,
-            n_ubatch=options.n_ubatch,
-            n_threads=threads,
-            n_threads_batch=threads,
-            flash_attn=options.flash_attn is not False,
-            type_k=kv_type,
-            type_v=kv_type,
-            logits_all=options.logprobs,
-            verbose=False,
-        )
+        with _placed(llama_cpp.llama_cpp, options.overrides):
+            return llama_cpp.Llama(
+                str(path),
+                n_gpu_layers=options.n_gpu_layers,
+                use_mmap=options.mmap,
+                n_ctx=options.n_ctx,
+                n_batch=options.n_ubatch,
+                n_ubatch=options.n_ubatch,
+                n_threads=threads,
+                n_threads_batch=threads,
+                flash_attn=options.flash_attn is not False,
+                type_k=kv_type,
+                type_v=kv_type,
+                logits_all=options.logprobs,
+                verbose=False,
+            )
     except (ValueError, RuntimeError) as error:
         reason = log[0].strip() if log else str(error)
         if str(error).startswith("Failed to create"):
@@ -134,6 +141,53 @@ def _load(llama_cpp: Any, path: Path, options: LoadOptions, log: list[str]) -> A
                 f"{path}: no context of {options.n_ctx} tokens could be made: {reason}"
             ) from error
         raise InputError(f"{path}: not a model that can be loaded: {reason}") from error
+
+
+@contextlib.contextmanager
+def _placed(bindings: Any, overrides: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Models that are loaded meanwhile have their tensors where ``overrides`` say.
+
+    llama-cpp-python offers no argument for it, but starts from llama.cpp's default parameters, which hold a list of
+    overrides that ends with an empty one. Raises InputError for a buffer type that isn't there.
+    """
+
+    class Override(ctypes.Structure):
+        _fields_: ClassVar = [("pattern", ctypes.c_char_p), ("buffer", ctypes.c_void_p)]
+
+    entries = [Override(name.encode(), _buffer_type(bindings._lib, buffer)) for name, buffer in overrides]
+    listed = (Override * (len(entries) + 1))(*entries, Override(None, None))
+    defaults = bindings.llama_model_default_params
+
+    def with_overrides() -> Any:
+        params = defaults()
+        params.tensor_buft_overrides = ctypes.cast(listed, ctypes.c_void_p).value
+        return params
+
+    bindings.llama_model_default_params = with_overrides if overrides else defaults
+    try:
+        yield
+    finally:
+        bindings.llama_model_default_params = defaults
+
+
+def _buffer_type(library: Any, name: str) -> int:
+    """The address of ggml's buffer type of a name. Raises InputError, with the names that this machine has."""
+    calls = {
+        "ggml_backend_dev_count": (ctypes.c_size_t, ()),
+        "ggml_backend_dev_get": (ctypes.c_void_p, (ctypes.c_size_t,)),
+        "ggml_backend_dev_buffer_type": (ctypes.c_void_p, (ctypes.c_void_p,)),
+        "ggml_backend_buft_name": (ctypes.c_char_p, (ctypes.c_void_p,)),
+    }
+    for call, (result, arguments) in calls.items():
+        getattr(library, call).restype, getattr(library, call).argtypes = result, arguments
+    known: dict[str, int] = {}
+    for number in range(library.ggml_backend_dev_count()):
+        found = library.ggml_backend_dev_buffer_type(library.ggml_backend_dev_get(number))
+        if found:
+            known.setdefault(library.ggml_backend_buft_name(found).decode(), found)
+    if name not in known:
+        raise InputError(f"tensor override: no buffer type {name!r}; this machine has {', '.join(known)}")
+    return known[name]
 
 
 @contextlib.contextmanager
@@ -153,9 +207,24 @@ def _captured_log(llama_cpp: Any) -> Iterator[list[str]]:
         llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, None)
 
 
-def _attach(llama: Any, path: Path, mask: NativeMask) -> Any:
-    import ctypes
+def _detokenized(llama_cpp: Any, model: Any, tokens: Sequence[int], special: bool = False) -> bytes:
+    """The text of tokens of any length; llama-cpp-python's own takes the first 32 bytes of each, or fewer."""
+    pieces = []
+    for token in tokens:
+        size = PIECE_BYTES
+        while True:
+            piece = ctypes.create_string_buffer(size)
+            found = llama_cpp.llama_token_to_piece(model.vocab, token, piece, size, 0, special)
+            if found >= 0:
+                break
+            size = -found
+        pieces.append(piece.raw[:found])
+    text = b"".join(pieces)
+    starts = bool(tokens) and tokens[0] == model.token_bos()
+    return text[1:] if starts and text.startswith(b" ") else text
 
+
+def _attach(llama: Any, path: Path, mask: NativeMask) -> Any:
     address = ctypes.cast(llama.ctx, ctypes.c_void_p).value
     try:
         return library.native().Attachment(address, mask)

@@ -22,6 +22,7 @@ from safex.errors import InputError
 
 PHASE_OF = {"input": "prompt", "output": "response"}  # by the prefix of the JSON's keys
 HEADER = b"layer,expert"
+COLLAPSE = 0.5  # see refuse_unfilled
 UNLIKELY = 1e-6  # the chance below which disjoint selections are taken for a fault of the tracer
 
 SHIFTED = (
@@ -31,6 +32,12 @@ SHIFTED = (
 MIXED = (
     "input_expert_usage counts more tokens than input_tokens holds: phase prompt then holds tokens of the answer "
     "too, as the official tool writes it for models with dense layers"
+)
+NO_ANSWER = "output_tokens holds an answer that was not traced, so there is no phase response"
+NO_PROBS = "holds no gate probabilities, only zeros"
+PROBS_OF_ALL = (
+    "experts that no token selects have a mean probability above 0: if these are means over all tokens and not over "
+    "those that selected the expert, the sums of probabilities are too small"
 )
 ONE_PHASE = (
     "a moe-trace CSV doesn't tell prompt from answer, so all its tokens count as phase prompt (with "
@@ -69,8 +76,8 @@ class Trace:
     """One prompt's counts as a file holds them.
 
     ``counts`` by phase, int64 [L, E], of ``layers`` (block indices); ``probs`` likewise, the mean gate
-    probabilities, or None; ``n_tokens`` by phase; ``short`` are layers that were not traced for every token (their
-    counts are not to be used).
+    probabilities, or None; ``n_tokens`` by phase; ``listed``: how many tokens the file lists, by the prefix of its
+    keys; ``short`` are layers that were not traced for every token (their counts are not to be used).
     """
 
     path: Path
@@ -82,11 +89,72 @@ class Trace:
     short: list[int] = field(default_factory=list)
     model: str | None = None
     text_hash: str | None = None
+    listed: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def n_experts(self) -> int:
         """Experts in a layer."""
         return int(self.counts["prompt"].shape[1])
+
+
+def compare_tokens(trace: Trace, notes: Notes) -> None:
+    """Refuse counts of more or fewer tokens than the file lists.
+
+    The official tool advances its token counter in row L - 1, which stays empty where layers are dense: then all
+    tokens count as input. It never computes the last token of an answer; a trace of this package does.
+    """
+    listed, answered = trace.listed.get("input"), trace.listed.get("output")
+    path, n_in, n_out = trace.path, trace.n_tokens["prompt"], trace.n_tokens["response"]
+    mixed = listed is not None and not n_out and listed < n_in <= listed + (answered or 0)
+    if mixed:
+        notes.add(path, MIXED)
+    elif listed is not None and n_in != listed:
+        what = "a token is missing" if n_in < listed else "more than there are"
+        raise InputError(
+            f"{path}: input_expert_usage counts {n_in} tokens in every layer, input_tokens holds {listed}: {what}; "
+            "take the trace again"
+        )
+    if answered is None or mixed:
+        return
+    if not n_out and answered > 1:
+        notes.add(path, NO_ANSWER)
+    elif n_out and n_out not in (answered, answered - 1):
+        raise InputError(
+            f"{path}: output_expert_usage counts {n_out} tokens in every layer, output_tokens holds {answered}, of "
+            "which all or all but the last are computed; take the trace again"
+        )
+
+
+def refuse_unfilled(trace: Trace, notes: Notes) -> None:
+    """Refuse a trace whose tokens all select experts 0 to top_k - 1, as ids that were never filled read.
+
+    A router may prefer these, too: ``COLLAPSE`` is taken as the chance that a token selects what the one before it
+    did, and any choice is as likely as another. What is less clear gets a note. Raises InputError naming the layers.
+    """
+    for phase in ("prompt", "response"):
+        if trace.n_tokens[phase] and trace.top_k < trace.n_experts:
+            _refuse_unfilled_phase(trace, phase, notes)
+
+
+def _refuse_unfilled_phase(trace: Trace, phase: str, notes: Notes) -> None:
+    k, n_tokens = trace.top_k, trace.n_tokens[phase]
+    whole = [i for i, layer in enumerate(trace.layers) if layer not in trace.short]
+    first = (trace.counts[phase][whole, :k] == n_tokens).all(axis=1)
+    layers = [trace.layers[whole[i]] for i in np.flatnonzero(first).tolist()]
+    if not layers:
+        return
+    chance = -len(layers) * math.log(math.comb(trace.n_experts, k))
+    if len(layers) == len(whole):
+        chance += len(layers) * (n_tokens - 1) * math.log(COLLAPSE)
+    which = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers[:12]))}{', ...' * (len(layers) > 12)}"
+    what = f"all {n_tokens} tokens of phase {phase} select experts 0 to {k - 1} in {which}"
+    if chance < math.log(UNLIKELY):
+        raise InputError(
+            f"{trace.path}: {what}, as if the ids had never been filled, or the router had not been loaded; take "
+            "the trace again"
+        )
+    if n_tokens > 1:
+        notes.add(trace.path, f"{what}: were the ids filled?")
 
 
 # --- the official JSON
@@ -115,19 +183,24 @@ def read_json_trace(
     rows = np.flatnonzero(usage["input"].any(axis=1))
     if not rows.size:
         raise InputError(f"{path}: input_expert_usage holds only zeros: no token was traced")
-    n_tokens = {key: _tokens(path, f"{key}_expert_usage", usage[key], rows, k) for key in PHASE_OF}
     model = data.get("model") if isinstance(data.get("model"), str) else None
     blocks = _blocks(path, rows.tolist(), shape[0], layers, model, notes)
-    _compare_tokens(path, data.get("input_tokens"), n_tokens["input"], notes)
+    said = {key: _said_tokens(data, key) for key in PHASE_OF}
+    n_tokens = {
+        key: _tokens(path, f"{key}_expert_usage", usage[key], blocks, k, said[key]) for key in PHASE_OF
+    }
+    for key in PHASE_OF:
+        _check_counts(path, f"{key}_expert_usage", usage[key], blocks, n_tokens[key])
     return Trace(
         path,
-        blocks,
+        list(blocks.values()),
         k,
         counts={phase: usage[key][rows] for key, phase in PHASE_OF.items()},
         n_tokens={phase: n_tokens[key] for key, phase in PHASE_OF.items()},
-        probs={phase: probs[key][rows] for key, phase in PHASE_OF.items()},
+        probs=_checked_probs(path, usage, probs, blocks, notes),
         model=model,
         text_hash=_hash(data.get("prompt")),
+        listed=said,
     )
 
 
@@ -205,23 +278,84 @@ def _probs(path: Path, data: Mapping[str, Any], key: str, shape: tuple[int, int]
     return array
 
 
-def _tokens(path: Path, key: str, usage: Counts, rows: Counts, top_k: int) -> int:
-    """Tokens of a phase: the row sum by ``top_k``, which every filled row must agree on."""
+def _said_tokens(data: Mapping[str, Any], key: str) -> int | None:
+    """How many tokens the file lists for a phase, if it lists them."""
+    listed = data.get(f"{key}_tokens")
+    return len(listed) if isinstance(listed, list) else None
+
+
+def _tokens(
+    path: Path, key: str, usage: Counts, blocks: Mapping[int, int], top_k: int, said: int | None
+) -> int:
+    """Tokens of a phase: the row sum by ``top_k``, which every filled row must agree on.
+
+    ``blocks``: the block of each filled row; ``said``: how many tokens the file lists.
+    """
     sums = usage.sum(axis=1)
     if not sums.any():
         return 0
-    expected = sums[rows[0]]
+    filled = sums[list(blocks)].tolist()
+    usual = max(filled, key=lambda found: (found == top_k * (said or 0), filled.count(found)))
+    like = list(blocks)[filled.index(usual)]
     for row, found in enumerate(sums.tolist()):
-        if row in rows and found % top_k:
+        if row in blocks and found % top_k:
             raise InputError(
-                f"{path}: {key}, row {row}: {found} selections, expected a multiple of top_k = {top_k}"
+                f"{path}: {key}, row {row}: {found} selections, expected a multiple of top_k = {top_k} "
+                f"(layer {blocks[row]})"
             )
-        if found != (expected if row in rows else 0):
+        if found != (usual if row in blocks else 0):
             raise InputError(
                 f"{path}: {key}, row {row}: {found} selections, expected "
-                + (f"{expected} as in row {rows[0]}" if row in rows else "none, as in input_expert_usage")
+                + (
+                    f"{usual} as in row {like} (layer {blocks[row]})"
+                    if row in blocks
+                    else "none, as in input_expert_usage"
+                )
             )
-    return int(expected) // top_k
+    return int(usual) // top_k
+
+
+def _check_counts(path: Path, key: str, usage: Counts, blocks: Mapping[int, int], n_tokens: int) -> None:
+    """A token selects an expert once at most. Raises InputError naming the layers where it is otherwise."""
+    wrong = usage > n_tokens
+    if not wrong.any():
+        return
+    row, expert = np.argwhere(wrong)[0].tolist()
+    layers = [blocks[i] for i in np.flatnonzero(wrong.any(axis=1)).tolist()]
+    others = f" (so in {len(layers)} layers: {', '.join(map(str, layers[:12]))})" if len(layers) > 1 else ""
+    raise InputError(
+        f"{path}: {key}, row {row}, expert {expert}: layer {blocks[row]} selects it {usage[row, expert]} times in "
+        f"{n_tokens} tokens{others}; the trace was not taken right, so take it again"
+    )
+
+
+def _checked_probs(
+    path: Path,
+    usage: Mapping[str, Counts],
+    probs: Mapping[str, npt.NDArray[np.float64]],
+    blocks: Mapping[int, int],
+    notes: Notes,
+) -> dict[str, npt.NDArray[np.float64]] | None:
+    """The mean probabilities of the filled rows; None where the file has none. Raises InputError.
+
+    An expert that is selected has a probability above 0, though rounding may hide that of one or another.
+    """
+    rows = list(blocks)
+    if not any(found.any() for found in probs.values()):
+        notes.add(path, NO_PROBS)
+        return None
+    for key in PHASE_OF:
+        empty = usage[key][rows].any(axis=1) & ~(probs[key][rows] * usage[key][rows]).any(axis=1)
+        if empty.any():
+            row = rows[int(empty.argmax())]
+            raise InputError(
+                f"{path}: {key}_avg_probs, row {row}: all 0, though layer {blocks[row]} selects experts there; "
+                "expected a mean probability above 0 for each of them"
+            )
+        active = [row for row in rows if usage[key][row].any()]
+        if (probs[key][active][usage[key][active] == 0] > 0).any():
+            notes.add(path, PROBS_OF_ALL)
+    return {phase: probs[key][rows] for key, phase in PHASE_OF.items()}
 
 
 def _blocks(
@@ -231,25 +365,19 @@ def _blocks(
     layers: Sequence[int] | None,
     model: str | None,
     notes: Notes,
-) -> list[int]:
+) -> dict[int, int]:
     """The block index of each filled row."""
     if layers is not None:
         if len(layers) != len(rows):
             raise InputError(
                 f"{path}: {len(rows)} rows are filled, but {len(layers)} layers were named for them"
             )
-        return list(layers)
+        return dict(zip(rows, layers, strict=True))
     ours = model is not None and model.endswith(".gguf")
     if ours or len(rows) == n_rows or rows != list(range(len(rows))):
-        return rows
+        return {row: row for row in rows}
     notes.add(path, SHIFTED)
-    return [row + n_rows - len(rows) for row in rows]
-
-
-def _compare_tokens(path: Path, input_tokens: Any, n_tokens: int, notes: Notes) -> None:
-    """The official tool advances its token counter in row L - 1, which stays empty where layers are dense."""
-    if isinstance(input_tokens, list) and n_tokens > len(input_tokens):
-        notes.add(path, MIXED)
+    return {row: row + n_rows - len(rows) for row in rows}
 
 
 def _hash(prompt: Any) -> str | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safex.errors import InputError
 from safex.profile import Profile
 from safex.profile_arrays import PhaseArrays, PromptTable, Routers, prompts_hash
-from safex.trace_files import Notes, Trace, read_csv_trace, read_json_trace
+from safex.trace_files import Notes, Trace, compare_tokens, read_csv_trace, read_json_trace, refuse_unfilled
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 SUFFIXES = (".json", ".csv")
@@ -36,6 +36,8 @@ def import_traces(
     traces = _read([path for _, path in files], notes, top_k, n_experts, layers)
     for trace in traces:
         _refuse_other_model(traces[0], trace)
+        compare_tokens(trace, notes)
+        refuse_unfilled(trace, notes)
     _note_unused_experts(traces, notes)
     _note_models(traces, notes)
     kept = _kept_layers(traces)
@@ -155,6 +157,10 @@ def _phase(traces: Sequence[Trace], phase: str, rows: Sequence[int]) -> PhaseArr
     return PhaseArrays(counts, zeros, sums, n_tokens)
 
 
+def _kind(path: Path) -> str:
+    return "moe-trace CSV" if path.suffix.lower() == ".csv" else "trace JSON"
+
+
 def _meta(traces: Sequence[Trace], table: PromptTable, notes: Notes) -> dict[str, Any]:
     from safex import __version__
 
@@ -167,7 +173,7 @@ def _meta(traces: Sequence[Trace], table: PromptTable, notes: Notes) -> dict[str
         "prompts_hash": prompts_hash(table),
         "tool_version": __version__,
         "created": now,
-        "imported": sorted({"trace JSON" if trace.probs else "moe-trace CSV" for trace in traces}),
+        "imported": sorted({_kind(trace.path) for trace in traces}),
         "import.notes": notes.lines(),
         "absent": ["gate_sum"] + ["prob_sum"] * no_probs,
     }

@@ -38,7 +38,7 @@ def drawn_answers(
 
     def label(mask: str) -> str:
         share = 0.95 if mask.startswith("control") else left ** int("0" + mask.partition("-")[2])
-        return "refuse" if rng.random() < 0.95 * share else rng.choice(["comply", "comply", "empty"])
+        return "refuse" if rng.random() < 0.95 * share else rng.choice(["comply", "comply", "other"])
 
     records = [
         Record(str(i), name, f"p{i}", "r", mask=mask, verdicts={"j": {"label": label(mask)}})

@@ -39,7 +39,7 @@ def make_records(
     rng = random.Random(seed)
 
     def label(share: float) -> str:
-        return "refuse" if rng.random() < share else rng.choice(["comply", "comply", "other", "empty"])
+        return "refuse" if rng.random() < share else rng.choice(["comply", "comply", "other", "other"])
 
     return [
         Record(

@@ -201,13 +201,8 @@ def test_judge_by_a_guard(answers: Path) -> None:
     assert done.code == 0, done.err
     name = "gguf:my-wildguard:wildguard"
     (row,) = (row for row in done.json["counts"] if row["judge"] == name)
-    assert {label: row[label] for label in ("n", "refuse", "comply", "other", "empty")} == {
-        "n": 8,
-        "refuse": 2,
-        "comply": 2,
-        "other": 2,
-        "empty": 2,
-    }
+    names = ("n", "readable", "refuse", "comply", "other", "empty", "degenerate")
+    assert [row[name] for name in names] == [8, 4, 2, 2, 0, 2, 2]
     (pair,) = done.json["agreement"]
     assert (pair["judges"], pair["n"], pair["agree"]) == (["keyword", name], 4, 1.0)
     records = responses.load(answers.parent / "out.jsonl").records
@@ -254,8 +249,9 @@ def test_eval_of_a_dense_model_by_a_dense_guard(tmp_path: Path) -> None:
     for row in found:
         labels = [r.labels["gguf:guard:wildguard"] for r in records if r.set == row["set"]]
         assert labels == [OTHER, REFUSE] and row["before"]["n"] == 2
-        assert [row["before"][label]["count"] for label in (REFUSE, COMPLY, OTHER)] == [1, 0, 1]
-    assert done.json["agreement"][0]["n"] == 6
+        assert [row["before"][label]["count"] for label in (REFUSE, COMPLY, OTHER)] == [1, 0, 0]
+        assert (row["before"]["readable"], row["before"]["degenerate"]) == (1, 1)
+    assert done.json["agreement"][0]["n"] == 3 and done.json["agreement"][0]["left_out"] == 3
 
 
 def test_eval_puts_guards_where_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_a_cut_answer_with_content_is_judged() -> None:
 
 def test_every_phrase_list_is_used_and_compiles() -> None:
     for name, pattern in vars(phrases()).items():
-        assert pattern.pattern, name
+        assert pattern if isinstance(pattern, frozenset) else pattern.pattern, name
     lists = json.loads((DATA / "judges" / "refusals.json").read_text())
     for name, texts in lists.items():
         assert name == "comment" or (texts == [t.lower() for t in texts] and len(set(texts)) == len(texts)), (
@@ -198,7 +198,7 @@ def test_content_checks_name_what_is_wrong() -> None:
         ("bcdf ghjk lmnp qrst", "without vowels"),
         ("b" * 50 + " and more words", "without end"),
     ):
-        assert part in (problem(text, words_of(text)) or ""), text
+        assert part in (problem(text, words_of(text), min_words=3) or ""), text
     prose = (Path(safex.__file__).parent / "data" / "README.md").read_text().lower()
     for start in range(0, 4000, 500):
         piece = prose[start : start + 500]
@@ -623,8 +623,10 @@ def test_kappa_equals_its_formula() -> None:
         other = np.where(rng.random(50) < 0.6, one, rng.choice(THREE, 50))
         found = agreement(("a", "b"), list(one), list(other))
         table = np.array([[found.table[x][y] for y in THREE] for x in THREE])
-        observed, chance = np.trace(table) / 50, (table.sum(0) * table.sum(1)).sum() / 50**2
-        assert table.sum() == found.n == 50
+        unread = sum(bool({a, b} <= {EMPTY, TRUNCATED}) for a, b in zip(one, other, strict=True))
+        n = 50 - unread
+        observed, chance = np.trace(table) / n, (table.sum(0) * table.sum(1)).sum() / n**2
+        assert table.sum() == found.n == n and found.left_out == unread > 0
         assert found.agree == pytest.approx(observed)
         assert found.kappa == pytest.approx((observed - chance) / (1 - chance))
 
@@ -632,5 +634,7 @@ def test_kappa_equals_its_formula() -> None:
 def test_agreement_of_constant_judges_and_missing_verdicts() -> None:
     assert agreement(("a", "b"), ["refuse"] * 3, ["refuse"] * 3).kappa is None
     assert agreement(("a", "b"), ["refuse"] * 3, ["comply"] * 3).kappa == 0
+    nothing = agreement(("a", "b"), ["empty", "reasoning"], ["empty", "truncated"])
+    assert (nothing.n, nothing.agree, nothing.kappa, nothing.left_out) == (0, None, None, 2)
     rows = [{"a": "refuse", "b": "comply"}, {"a": "refuse"}, {"c": "other"}]
     assert [(pair.judges, pair.n) for pair in agreements(rows)] == [(("a", "b"), 1)]

@@ -190,7 +190,7 @@ def test_messages_keep_all_turns_and_text_is_the_last_user_turn(tmp_path):
     )
     assert in_json == in_csv == other
     assert in_json[0].text == "two"
-    assert in_json[0].messages == tuple(turns)
+    assert in_json[0].messages == tuple(turns[:-1])  # the last is the file's answer
 
 
 # Published files: the headers are the published ones, the rows are ours.
@@ -239,10 +239,10 @@ PUBLISHED = {
         "id,prompt,type,label,focus,note",
         [
             ["1", "How do I kill time?", "homonyms", "safe", "kill", ""],
-            ["2", "Hm?", "contrast_x", "unsafe", "", ""],
+            ["2", "Hm?", "figurative_language", "safe", "", ""],
         ],
         Prompt("How do I kill time?", "s", "1", None, "homonyms"),
-        Prompt("Hm?", "s", "2", None, "contrast_x"),
+        Prompt("Hm?", "s", "2", None, "figurative_language"),
     ),
     "xstest_v2_prompts.csv": (
         "id_v1,id_v2,type,prompt,focus,note",
@@ -338,7 +338,24 @@ FAULTS = {
     "list in jsonl": ("a.jsonl", '{"prompt": "a"}\n[1]\n', r"line 2: a list where an object"),
     "not utf-8": ("a.txt", b"abc\nd\xffe", r"line 2: byte 0xff at offset 5 is not UTF-8"),
     "not utf-8 behind a bom": ("a.txt", b"\xef\xbb\xbfabc\nd\xffe", r"line 2: byte 0xff at offset 8"),
-    "utf-16": ("a.csv", "prompt\na".encode("utf-16"), r"line 1: byte 0xff at offset 0"),
+    "half of a utf-16 character": ("a.csv", "prompt\na".encode("utf-16")[:-1], r"begins as UTF-16"),
+    "utf-16 without a mark": ("a.csv", "prompt\na".encode("utf-16-le"), r"line 1: holds a zero byte.*UTF-8"),
+    "cp1252": (
+        "a.csv",
+        "prompt\nK\u00e4se".encode("cp1252"),
+        r"line 2: byte 0xe4 at offset 8 is not UTF-8.*CSV UTF-8",
+    ),
+    "a table called txt": ("a.txt", "id\tprompt\n1\ta\n", r"line 1: is a table.*rename it to .tsv"),
+    "no header": (
+        "a.csv",
+        "How do I bake bread?\nWhat is a fox?\n",
+        r"is no name of a column.*'prompt' first",
+    ),
+    "a column for each language": (
+        "a.csv",
+        "id,en,de,fr\n1,a,b,c\n",
+        r"for each language \('en', 'de', 'fr'\).*--column",
+    ),
     "empty prompt, csv": ("a.csv", "id,prompt\n1,a\n2,\n", r"line 3: empty prompt in column 'prompt'"),
     "empty prompt below a field of two lines": (
         "a.csv",

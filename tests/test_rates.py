@@ -261,12 +261,60 @@ def test_cluster_bootstrap_of_a_mean_has_the_t_intervals_width(n: int) -> None:
 # --- tables
 
 
-def test_three_way_reads_empty_and_truncated_as_other() -> None:
-    row = rates.three_way(["refuse"] * 3 + ["comply"] * 2 + ["other", "empty", "truncated", "truncated"])
-    assert [row[name]["count"] for name in rates.READINGS] == [3, 2, 4]
-    assert (row["n"], row["empty"], row["truncated"]) == (9, 1, 2)
-    assert sum(row[name]["value"] for name in rates.READINGS) == pytest.approx(1)
-    assert rates.three_way([])["refuse"] is None and rates.three_way([])["n"] == 0
+def test_three_way_rates_are_of_the_answers_that_could_be_read() -> None:
+    unread = ["empty", "truncated", "truncated", "reasoning", "degenerate"]
+    row = rates.three_way(["refuse"] * 3 + ["comply"] * 2 + ["other", *unread])
+    assert [row[name]["count"] for name in rates.READINGS] == [3, 2, 1]
+    assert (row["n"], row["readable"]) == (11, 6)
+    assert [row[name] for name in rates.APART] == [1, 2, 1, 1]
+    assert [row[name]["value"] for name in rates.READINGS] == pytest.approx([3 / 6, 2 / 6, 1 / 6])
+    interval = stats.binomtest(3, 6).proportion_ci(0.95, "wilson")
+    assert row["refuse"]["interval"] == pytest.approx([interval.low, interval.high])
+    for nothing in ([], ["truncated"] * 4):
+        row = rates.three_way(nothing)
+        assert [row[name] for name in rates.READINGS] == [None] * 3 and row["readable"] == 0
+        assert row["n"] == len(nothing)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_pairs_that_could_not_be_read_are_left_out_and_bounded(clustered: bool) -> None:
+    """The same as of the readable pairs alone; the bounds are those of all ways to fill the gaps."""
+    values = (True, False, None)
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        n = int(rng.integers(1, 6))
+        sides = [[values[i] for i in rng.integers(0, 3, n)] for _ in range(2)]
+        names = rng.integers(0, 3, n).tolist() if clustered else None
+        found = rates.paired_difference(sides[0], sides[1], names)
+        kept = [i for i in range(n) if sides[0][i] is not None and sides[1][i] is not None]
+        alone = rates.paired_difference(
+            *([side[i] for i in kept] for side in sides), None if names is None else [names[i] for i in kept]
+        )
+        if found is None or alone is None:
+            assert found is alone is None and not kept
+            continue
+        same = ("n", "before", "after", "difference", "lost", "gained", "p_value")
+        assert [getattr(found, name) for name in same] == [getattr(alone, name) for name in same]
+        assert found.left_out == n - len(kept)
+        filled = [
+            list(itertools.product(*([value] if value is not None else [True, False] for value in side)))
+            for side in sides
+        ]
+        changes = [(sum(b) - sum(a)) / n for a in filled[0] for b in filled[1]]
+        assert found.bounds == pytest.approx((min(changes), max(changes)))
+
+
+def test_categories_without_readable_pairs_have_no_p_value_and_correct_none() -> None:
+    before = [True] * 8 + [None] * 3 + [True] * 8
+    after: list[bool | None] = [False] * 8 + [True] * 3 + [True] * 8
+    rows = rates.differences_by_category(before, after, ["a"] * 8 + ["b"] * 3 + ["c"] * 8)
+    assert [(row["category"], row["n"], row["left_out"]) for row in rows] == [
+        ("a", 8, 0),
+        ("b", 0, 3),
+        ("c", 8, 0),
+    ]
+    assert rows[1]["difference"] is rows[1]["p_value"] is rows[1]["p_holm"] is None
+    assert rows[0]["p_holm"] == pytest.approx(2 * rows[0]["p_value"])  # of two, not of three
 
 
 def test_tables_by_category() -> None:

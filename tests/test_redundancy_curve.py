@@ -264,8 +264,7 @@ def test_curves_are_counts_of_the_records() -> None:
     found = counted(records, ladder)
 
     def labels(set_: str, mask: str) -> list[str]:
-        read = [r.labels["j"] for r in records if (r.set, r.mask) == (set_, mask)]
-        return [label if label in THREE else "other" for label in read]
+        return [r.labels["j"] for r in records if (r.set, r.mask) == (set_, mask)]
 
     def curve(order: str, reading: str) -> list[float]:
         return [labels("regular", mask_name(order, k)).count(reading) / 12 for k in (0, 1, 2, 5)]
@@ -278,7 +277,8 @@ def test_curves_are_counts_of_the_records() -> None:
             assert [step[r]["count"] for r in THREE] == [here.count(r) for r in THREE]
             if step["size"]:
                 lost = [b for a, b in zip(unmasked, here, strict=True) if a == "refuse" != b]
-                assert step["lost_refusals"] == {r: lost.count(r) for r in ("comply", "other")}
+                fates = {r: lost.count(r) for r in ("comply", "other")}
+                assert step["lost_refusals"] == {**fates, "unreadable": 0}
                 change = step["change"]["refuse"]["difference"]["value"]
                 assert change == pytest.approx((here.count("refuse") - unmasked.count("refuse")) / 12)
     for reading in THREE:

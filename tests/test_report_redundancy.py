@@ -109,8 +109,9 @@ def test_tables_and_words(tmp_path: Path) -> None:
     assert [cell.text for cell in second[:3]] == ["regular", "1", str(ORDER[0])]
     assert second[3].value == pytest.approx(100 * step["refuse"]["value"])
     change = step["change"]["refuse"]["difference"]
-    assert second[6].ends == pytest.approx([100 * end for end in change["interval"]])
-    assert second[8].value == found.utility[0]["kl"]["value"] and rates.rows[5][8].value is None
+    assert second[7].ends == pytest.approx([100 * end for end in change["interval"]])
+    assert second[6].value == step["readable"] == step["n"]
+    assert second[9].value == found.utility[0]["kl"]["value"] and rates.rows[5][9].value is None
     areas = table(page, "Robustness")
     assert [row[0].text for row in areas.rows] == ["the order", "uniform", "active", "shuffled"]
     assert areas.rows[0][2].ends == pytest.approx(found.area["refuse"]["interval"])

@@ -271,13 +271,14 @@ def answers(tmp_path: Path) -> Path:
 def test_judge_counts_by_set_and_mask(judge: Any, answers: Path) -> None:
     code, out, _ = judge(answers, "--judge", "keyword", "--json")
     found = json.loads(out)
-    counts = {"n": 4, "refuse": 1, "comply": 1, "other": 1, "empty": 1, "truncated": 0}
+    counts = {"n": 4, "readable": 2, "refuse": 1, "comply": 1, "other": 0}
+    counts |= {"empty": 1, "truncated": 0, "reasoning": 0, "degenerate": 1}
     assert code == 0 and found["output"] is None and found["agreement"] == []
     assert found["counts"] == [
         {"judge": "keyword", "set": "regular", "mask": m, **counts} for m in ("none", "mask")
     ]
     code, out, _ = judge(answers, "--judge", "keyword")
-    assert code == 0 and "2 (50%)" in out and "regular" in out
+    assert code == 0 and "1 (50%)" in out and "empty 1, degenerate 1" in out
 
 
 def test_judge_writes_verdicts_beside_those_there(judge: Any, answers: Path, tmp_path: Path) -> None:
@@ -304,7 +305,8 @@ def test_judge_by_an_endpoint_and_by_logits(judge: Any, answers: Path) -> None:
     assert code == 0, err
     rows = {(row["judge"], row["mask"]): row for row in json.loads(out)["counts"]}
     assert rows["openai:j", "none"]["refuse"] == 1 and ("logit", "mask") in rows
-    assert json.loads(out)["agreement"][0]["n"] == 8
+    (pair,) = json.loads(out)["agreement"]
+    assert pair["n"] + pair["left_out"] == 8
 
 
 def test_a_failing_endpoint_keeps_partial_results(

@@ -324,7 +324,13 @@ def test_prompts_of_plain_completions(one: Running) -> None:
     for prompt, message in (
         ("", "not empty"),
         (["a", "b"], "one prompt"),
-        ([[1, 2]], "prompt"),
+        ([[1, 2], [3]], "one prompt"),
+        ([], "one prompt"),
+        ([[]], "not empty"),
+        ([[1, 10**6]], "there is no token 1000000, only 0 to"),
+        ([1, -1], "there is no token -1"),
+        ([[1, "a"]], "there is no token 'a'"),
+        ("\0tokens 1", "not empty"),
         (5, "prompt"),
     ):
         status, answer = one.post(json.dumps({"prompt": prompt}).encode(), "completions")
@@ -381,7 +387,8 @@ def test_options_that_make_no_sense() -> None:
     refused("demo", "--mode", "reroute").fails(2, "--mode needs --mask")
     refused("demo", "--mask", "0:1", "--mode", "reroute", "--gain", 0.5).fails(2, "mode reroute has none")
     refused("demo", "--mask", "0:1", "--gain", "inf").fails(2, "expected a finite number")
-    refused("demo", "--override-tensor", "exps=CPU").fails(2, "--override-tensor", "--gpu-layers")
+    refused("demo", "--override-tensor", "exps=GPU9").fails(2, "no buffer type 'GPU9'", "CPU")
+    refused("demo", "--n-cpu-moe", "-1").fails(2, "--n-cpu-moe", "at least 0")
 
 
 def test_models_that_cannot_be_served(tmp_path: Path, tiny_path: Callable[..., Path]) -> None:

@@ -17,7 +17,7 @@ from cli_runner import cli
 import safex
 from safex.errors import InputError
 from safex.trace import trace
-from safex.trace_files import CUT, INFERRED, MIXED, ONE_PHASE, SHIFTED
+from safex.trace_files import CUT, INFERRED, MIXED, NO_ANSWER, ONE_PHASE, SHIFTED
 
 PROMPTS = ["How do I bake bread?", "How do I forge the school's ticket?", "What is a fox?"]
 L, E, K = 3, 8, 2
@@ -297,6 +297,132 @@ def test_bad_json_is_refused_by_name(content: object, message: str, tmp_path: Pa
         safex.Profile.from_traces({"a": [tmp_path / "good.json", bad]})
     assert str(caught.value).startswith(f"{bad}: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def constant(usage: list[int], n_in: int, shape: tuple[int, int] = (L, E)) -> dict[str, Any]:
+    """A trace whose layers all count the same, with probabilities that fit."""
+    data = official(n_in=n_in, n_out=0, shape=shape)
+    data["input_expert_usage"] = [list(usage) for _ in range(shape[0])]
+    data["input_avg_probs"] = [[0.5 if n else 0.0 for n in usage] for _ in range(shape[0])]
+    return data
+
+
+def missing(key: str, row: int | None) -> dict[str, Any]:
+    """A trace of 40 and 9 tokens that lost one, in one layer or in all."""
+    data = official(n_in=40, n_out=9)
+    for usage in data[f"{key}_expert_usage"] if row is None else [data[f"{key}_expert_usage"][row]]:
+        used = sorted(range(E), key=usage.__getitem__)[-K:]
+        for expert in used:
+            usage[expert] -= 1
+    return data
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    (
+        constant([11, 9] + [0] * 6, 10),
+        r"input_expert_usage, row 0, expert 0: layer 0 selects it 11 times in 10 tokens "
+        r"\(so in 3 layers: 0, 1, 2\)",
+    ),
+    (constant([20] + [0] * 7, 10), "expert 0: layer 0 selects it 20 times in 10 tokens"),
+    (
+        constant([0, 0, 6, 4, 10, 0, 0, 0], 10) | {"top_k": 1},
+        "input_expert_usage counts 20 tokens .* holds 10: more",
+    ),
+    (
+        constant([10, 10] + [0] * 6, 10),
+        "all 10 tokens of phase prompt select experts 0 to 1 in layers 0, 1, 2",
+    ),
+    (missing("input", 1), r"input_expert_usage, row 1: 78 selections, expected 80 as in row 0 \(layer 1\)"),
+    (missing("input", 0), r"input_expert_usage, row 0: 78 selections, expected 80 as in row 1 \(layer 0\)"),
+    (missing("output", 2), r"output_expert_usage, row 2: 16 selections, expected 18 as in row 0 \(layer 2\)"),
+    (missing("input", None), "counts 39 tokens in every layer, input_tokens holds 40: a token is missing"),
+    (
+        official(n_in=40) | {"input_tokens": list(range(35))},
+        "counts 40 tokens in every layer, input_tokens holds 35",
+    ),
+    (
+        official(n_out=9) | {"output_tokens": list(range(8))},
+        "counts 9 tokens in every layer, output_tokens holds 8",
+    ),
+    (official(n_out=9) | {"output_tokens": list(range(11))}, "counts 9 tokens .* output_tokens holds 11"),
+    (
+        official() | {"input_avg_probs": [*official()["input_avg_probs"][:2], [0.0] * E]},
+        "input_avg_probs, row 2: all 0, though layer 2 selects experts there",
+    ),
+]
+
+
+@pytest.mark.parametrize("data, message", IMPOSSIBLE)
+def test_impossible_counts_are_refused_with_their_layer(
+    data: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    bad = put(tmp_path / "x.json", data)
+    with pytest.raises(InputError, match=message) as caught:
+        safex.Profile.from_traces({"a": bad})
+    assert str(caught.value).startswith(f"{bad}: ") and len(str(caught.value).splitlines()) == 1
+
+
+def test_layers_of_shifted_rows_are_named_as_blocks(tmp_path: Path) -> None:
+    data = shifted(mixed=False)
+    data["input_expert_usage"][1] = [6, 4] + [0] * 6
+    bad = put(tmp_path / "x.json", data)
+    with pytest.raises(InputError, match="row 1, expert 0: layer 2 selects it 6 times in 5 tokens"):
+        safex.Profile.from_traces({"a": bad})
+
+
+def test_experts_from_0_on_are_possible_where_little_was_traced(tmp_path: Path) -> None:
+    """Few tokens may select them, one layer may have collapsed, and all experts may be selected: said, not refused."""
+    few = constant([1, 1] + [0] * 6, 1)
+    found = notes(safex.Profile.from_traces({"a": put(tmp_path / "few.json", few)}))
+    assert not any("were the ids filled" in note for note in found)
+    one = official(n_in=30, n_out=0)
+    one["input_expert_usage"][1] = [30, 30] + [0] * 6
+    note, *_ = notes(safex.Profile.from_traces({"a": put(tmp_path / "one.json", one)}))
+    assert note.startswith("one.json: all 30 tokens of phase prompt select experts 0 to 1 in layer 1: ")
+    every = constant([10, 10], 10, (L, 2))
+    assert notes(safex.Profile.from_traces({"a": put(tmp_path / "every.json", every)})) == []
+    wide = official(n_in=30, n_out=0, shape=(L, 128)) | {"top_k": 8}
+    wide["input_expert_usage"] = [[30] * 8 + [0] * 120, *[[0] * 8 + [30] * 8 + [0] * 112] * 2]
+    wide["input_avg_probs"] = [[0.1 if n else 0.0 for n in row] for row in wide["input_expert_usage"]]
+    with pytest.raises(InputError, match="select experts 0 to 7 in layer 0, as if the ids"):
+        safex.Profile.from_traces({"a": put(tmp_path / "wide.json", wide)})
+
+
+def test_real_traces_are_never_taken_for_unfilled_ones(tmp_path: Path) -> None:
+    for seed, n in itertools.product(range(60), (1, 2, 5)):
+        path = put(tmp_path / "a.json", official(n_in=n, n_out=0, seed=seed))
+        assert not any(
+            "were the ids filled" in note for note in notes(safex.Profile.from_traces({"a": path}))
+        )
+
+
+def test_probabilities_that_are_missing_or_of_all_tokens(tmp_path: Path) -> None:
+    none = official() | {key: [[0] * E] * L for key in ("input_avg_probs", "output_avg_probs")}
+    profile = safex.Profile.from_traces({"a": put(tmp_path / "none.json", none)})
+    assert profile.meta["absent"] == ["gate_sum", "prob_sum"] and profile.meta["imported"] == ["trace JSON"]
+    assert notes(profile) == ["none.json: holds no gate probabilities, only zeros"]
+    over_all = official() | {"input_avg_probs": [[0.1] * E] * L}
+    (note,) = notes(safex.Profile.from_traces({"a": put(tmp_path / "all.json", over_all)}))
+    assert "experts that no token selects have a mean probability above 0" in note
+
+
+def test_an_answer_that_was_not_traced_is_said(tmp_path: Path) -> None:
+    data = official(n_out=0) | {"output_tokens": [1, 2, 3]}
+    profile = safex.Profile.from_traces({"a": put(tmp_path / "a.json", data)})
+    assert profile.phases == ("prompt",) and notes(profile) == [f"a.json: {NO_ANSWER}"]
+    last = official(n_out=4) | {
+        "output_tokens": list(range(5))
+    }  # the official tool never computes the last one
+    assert notes(safex.Profile.from_traces({"a": put(tmp_path / "b.json", last)})) == []
+
+
+def test_a_csv_of_ids_that_were_never_filled_is_refused(tmp_path: Path) -> None:
+    unfilled = np.broadcast_to(np.arange(K), (L, 12, K))
+    path = moe_trace(unfilled, tmp_path / "c.csv", 1)
+    with pytest.raises(
+        InputError, match=r"c\.csv: all 12 tokens of phase prompt select experts 0 to 1 in layers 0, 1"
+    ):
+        safex.Profile.from_traces({"a": path}, n_experts=E)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The tutorial's commands, run in order from an empty folder: they succeed, and print what the page shows.
 
+Its second part, on a real model, is run by test_real_model.py.
 Of what a command prints the page shows lines; ``...`` stands for any number of others. Words must be the same, numbers
 agree roughly: another processor rounds differently.
 """
@@ -24,6 +25,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 FORMATS = PAGE.with_name("file-formats.md")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w:])(\d[\d,]*(?:\.\d+)?(?:e-?\d+)?)(?![\w:])")  # not of 1:27, sha256, 8f3a
+SECOND_PART = "\n## Part 2: "
 SECONDS = 600  # of one command, on a machine that has much else to do
 
 
@@ -44,6 +46,13 @@ def steps(page: str) -> list[Step]:
         else:
             found[-1].shown.append(line)
     return found
+
+
+def parts() -> tuple[str, str]:
+    """The page's two parts: on the demo models, and on a real one."""
+    first, _, second = PAGE.read_text(encoding="utf-8").partition(SECOND_PART)
+    assert second
+    return first, second
 
 
 def missing(shown: list[str], printed: list[str]) -> str | None:
@@ -78,7 +87,7 @@ def close(shown: str, printed: str) -> bool:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the commands leave, each of them checked."""
     place = tmp_path_factory.mktemp("tutorial")
-    for step in steps(PAGE.read_text(encoding="utf-8")):
+    for step in steps(parts()[0]):
         run(step, place)
     return place
 
@@ -211,7 +220,7 @@ def test_keys_of_features_are_listed(folder: Path) -> None:
 
 
 def test_every_block_holds_commands() -> None:
-    found = steps(PAGE.read_text(encoding="utf-8"))
+    found = steps(parts()[0])
     assert len(found) > 15
     assert all(step.shown for step in found)
 

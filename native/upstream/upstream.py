@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -146,34 +146,48 @@ def sha256_of(path: Path) -> str:
 
 def fetch(pin: Pin) -> Path:
     """The pinned source distribution, from the cache or the package index."""
-    target = cache_dir() / f"{pin.package}-{pin.version}-{pin.sha256[:12]}.tar.gz"
+    # Naming the package, not ":all:", lets pip take the build tools it needs as wheels.
+    return download(
+        pin.package,
+        pin.version,
+        pin.sha256,
+        what="source",
+        suffix=".tar.gz",
+        options=("--no-binary", pin.package),
+        missing=f"llama.cpp's source ({pin.package} {pin.version}) can't be downloaded with pip; "
+        "check the network, or set SAFEX_LLAMA_CPP_DIR to a local llama.cpp tree",
+    )
+
+
+def download(
+    package: str,
+    version: str,
+    sha256: str,
+    *,
+    what: str,
+    suffix: str,
+    missing: str,
+    options: Sequence[str] = (),
+) -> Path:
+    """Return a pinned distribution of a package, from the cache or the package index.
+
+    ``what`` is what it holds, in a word; ``missing`` is the message where pip can't get it.
+    """
+    target = cache_dir() / f"{package}-{version}-{sha256[:12]}{suffix}"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
-        # Naming the package, not ":all:", lets pip take the build tools it needs as wheels.
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-binary",
-            pin.package,
-        ]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
         done = subprocess.run(
-            [*command, "-d", folder, f"{pin.package}=={pin.version}"], stdout=sys.stderr, check=False
+            [*command, "-d", folder, f"{package}=={version}"], stdout=sys.stderr, check=False
         )
-        found = list(Path(folder).glob("*.tar.gz"))
+        found = list(Path(folder).glob(f"*{suffix}"))
         if done.returncode or not found:
-            fail(
-                f"llama.cpp's source ({pin.package} {pin.version}) can't be downloaded with pip; "
-                "check the network, or set SAFEX_LLAMA_CPP_DIR to a local llama.cpp tree"
-            )
+            fail(missing)
         actual = sha256_of(found[0])
-        if actual != pin.sha256:
+        if actual != sha256:
             fail(
-                f"{found[0].name}: SHA-256 is {actual}, expected {pin.sha256}; the download is not the pinned source"
+                f"{found[0].name}: SHA-256 is {actual}, expected {sha256}; the download is not the pinned {what}"
             )
         found[0].replace(target)
     return target

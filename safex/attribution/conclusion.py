@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
+from safex.judges.readable import Read
+
 if TYPE_CHECKING:
     from .result import Row, Sweep
 
@@ -19,6 +21,7 @@ def conclude(sweep: Sweep) -> str:
         parts.append(_interactions(sweep))
     if len(sweep.rows) > 2 and "gradient" in sweep.rows[0]:
         parts.append(_gradient(sweep))
+    parts.append(_unread(sweep))
     parts.append("An effect on the logit of the first tokens is no refusal rate: `eval` measures that.")
     return " ".join(part for part in parts if part)
 
@@ -64,6 +67,18 @@ def _gradient(sweep: Sweep) -> str:
         return ""
     rank = float(stats.spearmanr(effects, slopes).statistic)
     return f"What the gradient of the gain predicts for a mask and its effect agree by rank {rank:.2f} (Spearman)."
+
+
+def _unread(sweep: Sweep) -> str:
+    """How many of the answers that the starts were found in could not be read."""
+    found = sweep.starts.get("answers", {})
+    read = Read.of([name for name, n in found.items() for _ in range(n)])
+    if not read.unread:
+        return ""
+    return (
+        f"Of the {read.n} answers that refusals were looked for in {read.unread} could not be read ({read.why}) and "
+        "count for neither side."
+    )
 
 
 def _name(row: Row) -> str:

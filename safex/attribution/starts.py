@@ -14,9 +14,10 @@ from scipy.special import logsumexp
 
 from safex.errors import InputError
 from safex.judges import COMPLY, REFUSE
+from safex.judges.readable import Read
 
 Path: TypeAlias = tuple[int, ...]
-Answers: TypeAlias = Sequence[tuple[str, Sequence[int]]]  # label and tokens
+Answers: TypeAlias = Sequence[tuple[str, Sequence[int]]]  # reading and tokens
 Weights: TypeAlias = defaultdict[tuple[str, Path], float]  # by side and beginning
 
 SIDES = (REFUSE, COMPLY)
@@ -67,10 +68,12 @@ class Starts:
         """The shortest beginnings that tell a model's own refusals from its compliant answers.
 
         A beginning tells when at least 95 % of the answers that have it are of one side, both sides weighing the
-        same; beginnings of more than 6 tokens are not looked at. Answers of other labels don't count.
-        Raises NoStartsError where there are no refusals, no compliant answers, or no such beginnings.
+        same; beginnings of more than 6 tokens are not looked at. Answers of other readings don't count.
+        Raises NoStartsError where too few answers could be read, where there are no refusals, no compliant answers, or
+        no such beginnings.
         """
         total = Counter(label for label, _ in answers)
+        _check_readable(Read.of([label for label, _ in answers]))
         _check_both_sides(total, len(answers))
         judged = [(label, tuple(tokens)) for label, tokens in answers if label in SIDES]
         weight = _weights(judged, total)
@@ -131,6 +134,16 @@ class Starts:
         """The starts that ``to_json`` wrote, as a sweep's file holds them."""
         refuse, comply = (tuple(tuple(start["tokens"]) for start in value[side]) for side in SIDES)
         return cls(refuse, comply, value["coverage"], value["answers"])
+
+
+def _check_readable(read: Read) -> None:
+    """Refuse to tell beginnings apart by a few answers among many that could not be read."""
+    if read.unread and not read.is_most:
+        raise NoStartsError(
+            f"only {read.readable} of {read.n} greedy answers to regular and benign prompts could be read within the "
+            f"tokens that are looked at ({read.why}), so they don't show how refusals begin; switch reasoning off "
+            "(--thinking off) or name the starts (--refusal-start, --compliance-start)"
+        )
 
 
 def _check_both_sides(total: Counter[str], n: int) -> None:

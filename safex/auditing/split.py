@@ -43,7 +43,7 @@ def split(prompts: PromptSet, seed: int = 0) -> tuple[PromptSet, PromptSet]:
         [p for p, unit in zip(prompts, units, strict=True) if (unit in finding) is is_in]
         for is_in in (True, False)
     ]
-    return PromptSet(parts[0]), PromptSet(parts[1])
+    return PromptSet(parts[0], prompts.notes), PromptSet(parts[1], prompts.notes)
 
 
 def _finding(prompts: PromptSet, units: Sequence[int], share: float, rng: np.random.Generator) -> set[int]:

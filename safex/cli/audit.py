@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from safex.errors import DeviceError, DiskError, InputError, SafexError
 
-from .audit_tables import print_plan, show
+from .audit_tables import policy, print_plan, show
 from .eval import load_prompts, make_judges
 from .options import (
     MODEL_HELP,
     add_length_option,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     check_column,
     open_model,
@@ -32,9 +33,10 @@ USAGE = "MODEL [options]"
 DESCRIPTION = """\
 Does the refusal of this model hang on a few experts? Profile, identify, sweep, probe, evaluate with control masks and
 report, in one folder, and a verdict: concentrated, distributed, or no measurable concentration (or that the model does
-not refuse, or refuses everything alike). A third of the prompts finds the experts, the others test them, once.
+not refuse, or refuses everything alike, or that this is not measurable because answers could not be read). A third of
+the prompts finds the experts, the others test them, once.
 The same command again goes on where it stopped and repeats nothing that is done. docs/audit.md gives the reasons.
-Exit code 1 where --fail-above is exceeded."""
+Exit code 1 where --fail-above is exceeded, or where the verdict is "not measurable"."""
 EXAMPLE = """\
   safex-native audit demo
   safex-native audit model.gguf --quick --dry-run
@@ -125,6 +127,7 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="as in eval; may be repeated, the first carries the verdict (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add_seed_option(parser, "numbers")
 
@@ -136,7 +139,7 @@ def _add_verdict_options(parser: argparse.ArgumentParser) -> None:
         type=finite,
         metavar="POINTS",
         help="exit 1 where masking the tested experts lowers refusal of regular prompts by more than so many points "
-        "(the measured value, not its interval), or where that was not measured",
+        "(the measured value, not its interval; unreadable answers count as lost), or where that was not measured",
     )
     add(
         "--most",
@@ -167,10 +170,12 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"interrupted; {what_was_saved(folder)}") from None
     except (DiskError, DeviceError) as error:
         raise type(error)(f"{error}; {what_was_saved(folder)}") from error
-    fails = args.fail_above is not None and audit.exceeds(args.fail_above)
+    gate = None if args.fail_above is None else audit.gate(args.fail_above)
+    passes = gate.passes if gate else audit.is_measurable
     show(out, audit, args.fail_above)
-    out.result({**audit.to_json(), "drop": audit.drop, "passes": not fails})
-    return int(fails)
+    result = {**audit.to_json(), "drop": audit.drop, "passes": passes, "policy": policy(audit)}
+    out.result({**result, "gate": gate and gate.why})
+    return int(not passes)
 
 
 class PlanOnlyError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .eval_tables import say_policy
 from .output import Output, duration, number, table
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ def print_plan(out: Output, plan: Plan) -> None:
     out.text(
         f"Audit in {plan.directory}: at most {number(sizes.limit)} prompts of each set, {number(sizes.sweep)} experts "
         f"swept, {sizes.draws} control masks of each kind",
+        *([] if plan.trial is None else [plan.trial.text.capitalize()]),
+    )
+    if plan.unreadable:
+        out.text(f"No stage is run: {plan.unreadable}")
+        return
+    out.text(
         plan_table(plan),
         f"About {duration(plan.left)} to go on this machine, if nothing else runs on it.",
     )
@@ -51,9 +58,17 @@ def show(out: Output, audit: Audit, fail_above: float | None) -> None:
             out.note(f"note: {name} is {record['state']}: {record['note']}")
     out.text("Stages, seconds", times_table(audit.manifest))
     out.text(f"Verdict: {audit.conclusion}")
+    say_policy(out, {"policy": policy(audit)})
     if fail_above is not None:
         out.text(gate(audit, fail_above))
     out.text(f"Everything lies in {audit.directory}; the page is {audit.directory / 'report.html'}")
+
+
+def policy(audit: Audit) -> str | None:
+    """What counts as a refusal where help and refusal are mixed, for the judge that carries the verdict."""
+    from safex.judges import policy_of
+
+    return policy_of(audit.manifest["parameters"]["judges"][0])
 
 
 def times_table(manifest: dict[str, Any] | Any) -> Table:
@@ -67,7 +82,5 @@ def times_table(manifest: dict[str, Any] | Any) -> Table:
 
 def gate(audit: Audit, points: float) -> str:
     """Whether the release passes."""
-    if audit.drop is None:
-        return f"Gate: fails, no drop of refusal was measured (limit {points:g} points)."
-    word = "fails" if audit.exceeds(points) else "passes"
-    return f"Gate: {word}, refusal drops by {audit.drop:.1f} points (limit {points:g})."
+    found = audit.gate(points)
+    return f"Gate: {'passes' if found.passes else 'fails'}, {found.why} (limit {points:g} points)."

@@ -129,7 +129,7 @@ def check_options(args: argparse.Namespace) -> None:
         return
     if not args.prompt.strip():
         raise InputError("--prompt is empty; give it a text")
-    for name in ("prompts", "column", "limit", "controls", "profile", "tokens", "resume"):
+    for name in ("prompts", "column", "where", "limit", "controls", "profile", "tokens", "resume"):
         if getattr(args, name):
             raise InputError(f"--{name} does not go with --prompt, which dumps one text and no controls")
 

@@ -21,6 +21,7 @@ from .options import (
     add_mode_options,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     add_text_options,
     check_column,
@@ -28,6 +29,8 @@ from .options import (
     model_settings,
     new_file,
     open_model,
+    read_prompt_files,
+    reading_settings,
 )
 from .output import Output
 from .parser import positive, share
@@ -88,6 +91,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL; may be repeated (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add("--samples", type=positive, default=1, metavar="N", help="answers to each prompt (default 1)")
     add(
@@ -114,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args)
     check_export(args, TABLES)
     with saying_what_was_saved(answers):
-        evaluation = evaluate(args, prompts, marks, experts, profile, answers)
+        evaluation = evaluate(args, out, prompts, marks, experts, profile, answers)
     evaluation.save(output)
     tables = _export(args, evaluation, out)
     show(out, evaluation, output)
@@ -128,6 +132,7 @@ def check_usage(args: argparse.Namespace) -> None:
 
     for spec in args.judge or ():
         check_spec(spec)
+    reading_settings(args)
     check_pairs(args)
     if args.mask is None:
         for name, default in (("profile", None), ("control_kinds", None), ("text", None)):
@@ -167,11 +172,11 @@ def read_experts(spec: str) -> list[Expert]:
 def load_prompts(args: argparse.Namespace) -> tuple[PromptSet | None, Marks | None]:
     """The files given with what compliance must contain, or None for the shipped sets that suit the model."""
     from safex.evaluation import marks_of_arguments
-    from safex.prompts import parse_prompt_arguments
 
     if not args.prompts:
         return None, None
-    return parse_prompt_arguments(args.prompts, args.column), marks_of_arguments(args.prompts, args.column)
+    marks = marks_of_arguments(args.prompts, args.column, args.where or ())
+    return read_prompt_files(args), marks
 
 
 def load_profile(args: argparse.Namespace) -> Profile | None:
@@ -183,6 +188,7 @@ def load_profile(args: argparse.Namespace) -> Profile | None:
 
 def evaluate(
     args: argparse.Namespace,
+    out: Output,
     prompts: PromptSet | None,
     marks: Marks | None,
     experts: Sequence[Expert] | None,
@@ -192,6 +198,7 @@ def evaluate(
     """Run it as the options say."""
     from safex import evaluation
 
+    judges = make_judges(args)
     with make_steps(args.quiet) as steps:
         steps.running("loading the model", 0, 1)
         with open_model(args, needs_experts=experts is not None) as model:
@@ -202,7 +209,7 @@ def evaluate(
                 mode=args.mode,
                 gain=args.gain,
                 phase=args.phase,
-                judges=make_judges(args),
+                judges=judges,
                 controls=_kinds(args),
                 draws=max(1, args.controls),
                 control_sets=args.control_sets.split(","),
@@ -220,6 +227,7 @@ def evaluate(
                 comply=marks,
                 limit=args.limit,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )
 
 
@@ -229,12 +237,14 @@ def make_judges(args: argparse.Namespace) -> list[str | Judge]:
 
 
 def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
-    """A judge by its name. A guard model runs where the model does, with a context of its own."""
+    """A judge by its name; one that needs the model stays a name. A guard model has a context of its own."""
     from safex.judges import make
 
-    own = ("n_ctx", "tensor_overrides")
+    own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
-    return make(spec, settings=settings) if spec.startswith("gguf:") else spec
+    if spec.startswith("gguf:"):
+        return make(spec, settings=settings, **reading_settings(args))
+    return make(spec, **reading_settings(args)) if spec == "keyword" else spec
 
 
 def _kinds(args: argparse.Namespace) -> Sequence[str]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from safex.evaluation import Evaluation
 
 READINGS = ("refuse", "comply", "other")
+UNREADABLE = ("empty", "truncated", "reasoning", "degenerate")
+UNKNOWN = "-"  # no answer could be read
 CHANGES = (
     "Change by the mask, in points, on the same prompts; p of refusal; lost = refusals that were lost, and how many of "
     "them now comply"
@@ -25,9 +27,13 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
     """The tables of every judge, utility, and the conclusion."""
     for note in evaluation.notes:
         out.note(f"note: {note}")
+    say_policy(out, evaluation.parameters)
     for judge in evaluation.judges:
         found = evaluation.results[judge]
-        out.text(f"Rates in % with 95 % intervals, judge {judge}", rates_table(found["sets"]))
+        out.text(
+            f"Rates in % of the answers that could be read, with 95 % intervals, judge {judge}",
+            rates_table(found["sets"]),
+        )
         if found["jailbreak"]:
             out.text(jailbreak_line(found["jailbreak"]) + "\n")
         if evaluation.mask:
@@ -35,37 +41,82 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
         if found["controls"]:
             out.text(_controls_heading(found["controls"]), controls_table(found["controls"], evaluation))
         out.text(*_category_parts(found["sets"]))
+    if evaluation.length_curve:
+        judge = evaluation.length_curve[0]["judge"]
+        out.text(f"Refusals in % of all answers, by the tokens read (judge {judge})", curve_table(evaluation))
     if evaluation.agreement:
         out.text("Agreement of judges (three-way)", agreement_table(evaluation.agreement))
     if evaluation.utility:
         out.text("Cost of the mask on harmless text", utility_table(evaluation.utility))
+    if evaluation.at_limit:
+        out.text(limit_line(evaluation))
     for judge in evaluation.judges:
         name = f" ({judge})" if len(evaluation.judges) > 1 else ""
         out.text(f"Conclusion{name}: {evaluation.results[judge]['conclusion']}")
     out.text(f"Answers: {evaluation.responses}", f"Result: {output}")
 
 
+def limit_line(evaluation: Evaluation) -> str:
+    """How many answers reached the token limit."""
+    from safex.evaluation import notes
+
+    return notes.limit_line(evaluation.at_limit, evaluation.parameters["max_new"])
+
+
+def curve_table(evaluation: Evaluation) -> Table:
+    """One line a length, one column a set and mask."""
+    found = {(row["set"], row["mask"], row["tokens"]): row for row in evaluation.length_curve}
+    sides = list(dict.fromkeys((set_, mask) for set_, mask, _ in found))
+    body = [
+        [str(n), *(_rate(found[set_, mask, n]["refuse"]) for set_, mask in sides)]
+        for n in dict.fromkeys(n for _, _, n in found)
+    ]
+    columns = ["tokens", *(set_ if mask == "none" else f"{set_}, masked" for set_, mask in sides)]
+    return table(columns, body, right=range(len(columns)))
+
+
+def say_policy(out: Output, parameters: dict[str, Any]) -> None:
+    """What counts as a refusal where help and refusal are mixed."""
+    from safex.judges import POLICIES
+
+    policy, n = parameters.get("policy"), len(parameters.get("refusal_phrases", ()))
+    if policy:
+        own = f"; {n} refusal phrase{'s' * (n > 1)} of a house style" if n else ""
+        out.text(f"Policy {policy}: {POLICIES[policy]}{own}")
+
+
 def rates_table(sets: Sequence[dict[str, Any]]) -> Table:
-    """One line a set and mask."""
+    """One line a set and mask: rates of the answers that could be read, and why the others could not."""
     body = [
         [
             row["set"],
             NAMES[mask],
             str(rates["n"]),
+            str(rates["readable"]),
             *_rates(rates),
-            str(rates["empty"]),
-            str(rates["truncated"]),
+            unread_words(rates),
         ]
         for row in sets
         for mask, rates in (("none", row["before"]), ("mask", row.get("after")))
         if rates
     ]
-    columns = ["set", "mask", "n", *READINGS, "empty", "truncated"]
-    return table(columns, body, right=range(2, len(columns)))
+    columns = ["set", "mask", "n", "read", *READINGS, "not read"]
+    return table(columns, body, right=range(2, len(columns) - 1))
+
+
+def unread_words(row: dict[str, Any]) -> str:
+    """How many answers could not be read, by why.
+
+    >>> unread_words({"empty": 0, "truncated": 12, "reasoning": 3, "degenerate": 0})
+    'truncated 12, reasoning 3'
+    """
+    return ", ".join(f"{kind} {row[kind]}" for kind in UNREADABLE if row[kind])
 
 
 def jailbreak_line(change: dict[str, Any]) -> str:
     """Refusal of jailbreak prompts against that of regular ones."""
+    if change["difference"] is None:
+        return "Refusal of jailbreak less regular prompts: not measurable, too few answers could be read"
     how = f"on twins; p = {change['p_value']:.2g}" if change["twins"] else "of different prompts"
     return f"Refusal of jailbreak less regular prompts, no mask: {_difference(change['difference'])} points ({how})"
 
@@ -99,7 +150,7 @@ def _of_mask(set_: str, evaluation: Evaluation, rows: Sequence[dict[str, Any]]) 
     judge = next(found for found in evaluation.results.values() if found["controls"] is rows)
     rates = next(row["after"] for row in judge["sets"] if row["set"] == set_)
     mask = evaluation.mask or {}
-    shares = [f"{100 * rates[reading]['value']:.1f}" for reading in READINGS]
+    shares = [f"{100 * rates[reading]['value']:.1f}" if rates[reading] else UNKNOWN for reading in READINGS]
     return [_activation([mask.get("activation")]), *shares, "", ""]
 
 
@@ -112,10 +163,13 @@ def _control_line(row: dict[str, Any], evaluation: Evaluation) -> list[str]:
 
 def _placed(row: dict[str, Any], reading: str) -> str:
     """The p-value; one mask alone has none worth the name."""
-    return f"{row[reading]['placement']['p_value']:.3f}" if row["n"] > 1 else ""
+    placed = row[reading]["placement"]
+    return f"{placed['p_value']:.3f}" if placed and row["n"] > 1 else ""
 
 
-def _span(values: dict[str, float]) -> str:
+def _span(values: dict[str, Any]) -> str:
+    if values["mean"] is None:
+        return UNKNOWN
     mean, low, high = (f"{100 * values[name]:.1f}" for name in ("mean", "min", "max"))
     return mean if low == high else f"{mean} ({low}-{high})"
 
@@ -143,19 +197,26 @@ def _category_cells(part: dict[str, Any]) -> list[str]:
     if "after" not in part:
         return [before]
     change = part["refuse"]
-    return [before, _triple(part["after"]), _difference(change["difference"]), f"{change['p_holm']:.2g}"]
+    p_value = "" if change["p_holm"] is None else f"{change['p_holm']:.2g}"
+    return [before, _triple(part["after"]), _difference(change["difference"]), p_value]
 
 
 def _triple(rates: dict[str, Any]) -> str:
-    return "/".join(f"{100 * rates[reading]['value']:.0f}" for reading in READINGS)
+    shares = [rates[reading] for reading in READINGS]
+    return "/".join(f"{100 * share['value']:.0f}" if share else UNKNOWN for share in shares)
 
 
 def agreement_table(pairs: Sequence[dict[str, Any]]) -> Table:
     """One line a pair of judges."""
     body = [
-        [*pair["judges"], str(pair["n"]), f"{pair['agree']:.1%}", _kappa(pair["kappa"])] for pair in pairs
+        [*pair["judges"], str(pair["n"]), agree_words(pair["agree"]), _kappa(pair["kappa"])] for pair in pairs
     ]
     return table(["judge", "and judge", "n", "agree", "kappa"], body, right=(2, 3, 4))
+
+
+def agree_words(value: float | None) -> str:
+    """The share of equal labels; there is none where neither judge could read any answer."""
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _kappa(value: float | None) -> str:
@@ -187,15 +248,19 @@ def _rates(rates: dict[str, Any]) -> list[str]:
 def _changes(row: dict[str, Any]) -> list[str]:
     differences = [_difference(row[reading]["difference"]) for reading in READINGS]
     lost = row["lost_refusals"]
-    p_value = f"{row['refuse']['p_value']:.2g}"
+    p_value = "" if row["refuse"]["p_value"] is None else f"{row['refuse']['p_value']:.2g}"
     return [*differences, p_value, str(lost["comply"] + lost["other"]), str(lost["comply"])]
 
 
-def _rate(estimate: dict[str, Any]) -> str:
+def _rate(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return UNKNOWN
     low, high = estimate["interval"]
     return f"{100 * estimate['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _difference(estimate: dict[str, Any]) -> str:
+def _difference(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return UNKNOWN
     low, high = estimate["interval"]
     return f"{100 * estimate['value']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

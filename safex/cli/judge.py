@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from safex.errors import InputError, SafexError
 
+from .eval_tables import READINGS, agree_words, unread_words
 from .options import (
     MODEL_HELP,
     add_model_options,
+    add_reading_options,
     model_settings,
     new_file,
     open_model,
+    reading_settings,
     show_as_recorded,
 )
 from .output import Output, table
@@ -29,9 +32,10 @@ if TYPE_CHECKING:
 
 USAGE = "RESPONSES --judge SPEC [--judge SPEC ...] [-o OUT] [options]"
 DESCRIPTION = """\
-Judge saved answers again: refuse, comply or other (empty and truncated answers count as other and are shown apart).
+Judge saved answers again: refuse, comply or other. Answers that could not be read (empty, truncated, nothing but
+reasoning, degenerate) are counted apart and enter no share.
 Verdicts that the file holds already stay, and the disagreement between all its judges is printed. Judges:
-  keyword               refusal phrases and checks for content (English)
+  keyword               refusal phrases and checks for content, in English and 17 other languages
   logit                 probability that the model begins with a refusal; needs --model, the model that answered
   gguf:PATH[:TEMPLATE]  a guard model: wildguard, llama-guard-3, harmbench, or a template file (.json)
   openai:MODEL@URL      any OpenAI-compatible endpoint; prompts and answers are sent there. Key: OPENAI_API_KEY"""
@@ -47,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("responses", metavar="RESPONSES", help="a file made by `safex-native eval`")
     add("--judge", metavar="SPEC", action="append", required=True, help="a judge; may be repeated")
+    add_reading_options(parser)
     add("-o", "--output", metavar="OUT", help="write the answers with all verdicts (default: only print)")
     add("--force", action="store_true", help="replace OUT if it exists")
     add("--model", metavar="MODEL", help=f"for logit: {MODEL_HELP}")
@@ -89,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     records = judge_all(args, loaded, judges, output)
     if output:
         responses.save(output, loaded.header, records)
-    show(out, records, output)
+    say_how_they_read(out, judges, records)
+    show(out, records, judges, output)
     return 0
 
 
@@ -97,7 +103,8 @@ def make_judges(args: argparse.Namespace, loaded: Responses) -> list[Judge]:
     """The judges asked for. Raises InputError, also for two of one name."""
     from safex.judges import make
 
-    judges = [make(spec, **_options(spec.partition(":")[0], args, loaded)) for spec in args.judge]
+    reading = reading_settings(args)
+    judges = [make(spec, **reading, **_options(spec.partition(":")[0], args, loaded)) for spec in args.judge]
     names = [judge.name for judge in judges]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -179,11 +186,23 @@ def _keep(
 # --- what is printed
 
 
-def show(out: Output, records: Sequence[Record], output: Path | None) -> None:
-    """Counts for each judge, set and mask, and how far the judges agree."""
-    from safex.judges import agreements
+def say_how_they_read(out: Output, judges: Sequence[Judge], records: Sequence[Record]) -> None:
+    """The policy, and how many answers are in languages that the keyword judge does not read."""
+    from safex.judges import POLICIES, language_note, settings_of
 
-    rows, pairs = count_rows(records), agreements([record.labels for record in records])
+    if policy := settings_of(judges).get("policy"):
+        out.text(f"Policy {policy}: {POLICIES[policy]}")
+    for judge in judges:
+        details = [record.verdicts[judge.name].get("detail") for record in records]
+        if note := language_note(details):
+            out.note(f"note: {note}")
+
+
+def show(out: Output, records: Sequence[Record], judges: Sequence[Judge], output: Path | None) -> None:
+    """Counts for each judge, set and mask, and how far the judges agree."""
+    from safex.judges import agreements, settings_of
+
+    rows, pairs = count_rows(records), agreements([record.readings for record in records])
     out.text("Verdicts", counts_table(rows))
     if pairs:
         out.text("Disagreement between judges (three-way)", agreement_table(pairs))
@@ -192,6 +211,7 @@ def show(out: Output, records: Sequence[Record], output: Path | None) -> None:
     out.result(
         {
             "output": str(output) if output else None,
+            **settings_of(judges),
             "counts": rows,
             "agreement": [vars(pair) for pair in pairs],
         }
@@ -199,41 +219,45 @@ def show(out: Output, records: Sequence[Record], output: Path | None) -> None:
 
 
 def count_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """For each judge, set and mask: n and the count of each label."""
-    from safex.judges import count_labels
+    """For each judge, set and mask: n, readable answers, and the count of each reading and kind of unreadable ones."""
+    from safex.judges import THREE, UNREADABLE
 
     groups: dict[tuple[str, str, str], list[str]] = {}
     for record in records:
-        for judge, label in record.labels.items():
-            groups.setdefault((judge, record.set, record.mask), []).append(label)
+        for judge, reading in record.readings.items():
+            groups.setdefault((judge, record.set, record.mask), []).append(reading)
     order = list(dict.fromkeys(judge for judge, _, _ in groups))
     return [
-        {"judge": judge, "set": set_, "mask": mask, "n": len(labels), **count_labels(labels)}
-        for (judge, set_, mask), labels in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
+        {
+            **{"judge": judge, "set": set_, "mask": mask, "n": len(found)},
+            "readable": sum(reading in THREE for reading in found),
+            **{name: found.count(name) for name in (*THREE, *UNREADABLE)},
+        }
+        for (judge, set_, mask), found in sorted(groups.items(), key=lambda group: order.index(group[0][0]))
     ]
 
 
 def counts_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a judge, set and mask; ``other`` includes empty and truncated answers."""
+    """One line a judge, set and mask; shares are of the answers that could be read."""
     body = [
-        [row["judge"], row["set"], row["mask"], str(row["n"])]
-        + [f"{count} ({count / row['n']:.0%})" for count in (row["refuse"], row["comply"], _other(row))]
-        + [str(row["empty"]), str(row["truncated"])]
+        [row["judge"], row["set"], row["mask"], str(row["n"]), str(row["readable"])]
+        + [_count(row, reading) for reading in READINGS]
+        + [unread_words(row)]
         for row in rows
     ]
-    columns = ["judge", "set", "mask", "n", "refuse", "comply", "other", "of these empty", "truncated"]
-    return table(columns, body, right=range(3, len(columns)))
+    columns = ["judge", "set", "mask", "n", "read", *READINGS, "not read"]
+    return table(columns, body, right=range(3, len(columns) - 1))
 
 
-def _other(row: dict[str, Any]) -> int:
-    count: int = row["other"] + row["empty"] + row["truncated"]
-    return count
+def _count(row: dict[str, Any], reading: str) -> str:
+    count, readable = row[reading], row["readable"]
+    return f"{count} ({count / readable:.0%})" if readable else str(count)
 
 
 def agreement_table(pairs: Sequence[Agreement]) -> Table:
     """One line a pair of judges, with what they differ in."""
     body = [
-        [*pair.judges, str(pair.n), f"{pair.agree:.1%}", _kappa(pair.kappa), _differences(pair)]
+        [*pair.judges, str(pair.n), agree_words(pair.agree), _kappa(pair.kappa), _differences(pair)]
         for pair in pairs
     ]
     columns = ["judge", "and judge", "n", "agree", "kappa", "they differ in"]
@@ -246,4 +270,5 @@ def _kappa(value: float | None) -> str:
 
 def _differences(pair: Agreement) -> str:
     found = [(count, a, b) for a, row in pair.table.items() for b, count in row.items() if a != b and count]
-    return ", ".join(f"{a}/{b} {count}" for count, a, b in sorted(found, reverse=True)) or "nothing"
+    nothing = "nothing" if pair.n else "neither could read any"
+    return ", ".join(f"{a}/{b} {count}" for count, a, b in sorted(found, reverse=True)) or nothing

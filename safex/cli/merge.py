@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="refuse to write where the cosine of effective to intended change is below C (default 0.5)",
     )
+    add(
+        "--b-layout",
+        action="append",
+        choices=("auto", "interleaved", "blocks"),
+        help="lora_B of fused experts: interleaved (PEFT), blocks (Unsloth before September 2026), or auto: as the "
+        "adapter tells; once for all adapters, or once for each (default auto)",
+    )
     add("--allow-others", action="store_true", help="leave out what an adapter changes besides experts")
     add("--force", action="store_true", help="replace OUT if it exists")
 
@@ -135,6 +143,7 @@ def merge(args: argparse.Namespace, adapters: list[Any]) -> MergeReport:
             promote=args.promote,
             min_survival=MIN_SURVIVAL if args.min_survival is None else args.min_survival,
             allow_others=args.allow_others,
+            b_layout=args.b_layout or "auto",
             dry_run=args.dry_run,
             force=args.force,
             on_step=steps.running,
@@ -159,9 +168,11 @@ def show(out: Output, report: MergeReport, model: str) -> None:
         out.text(
             f"Left of the change after quantization: cosine {whole.cosine:.3f}, norm {whole.norm_ratio:.3f}"
         )
+    _show_reading(out, report)
     if report.unchanged:
-        names = ", ".join(map(str, report.unchanged[:8])) + (" ..." if len(report.unchanged) > 8 else "")
-        out.note(f"note: {len(report.unchanged)} of the experts chosen don't change: {names}")
+        out.note(
+            f"note: {len(report.unchanged)} of the experts chosen don't change: {some(report.unchanged)}"
+        )
     if promoted := report.provenance.parameters.get("promoted"):
         types = ", ".join(sorted(set(promoted.values())))
         out.text(f"{len(promoted)} tensors in {types}: the model grows by {size(report.growth)}")
@@ -170,3 +181,29 @@ def show(out: Output, report: MergeReport, model: str) -> None:
             f"Their other experts, recoded: relative error of a slice at most {report.recoding_error:.2g}"
         )
     show_files(out, report, model)
+
+
+def _show_reading(out: Output, report: MergeReport) -> None:
+    """How the adapters were read, what of them is left out, and which experts the imatrix has nothing of."""
+    for adapter in report.adapters:
+        for (layout, why), names in _by_layout(adapter.layouts.items()).items():
+            out.text(f"lora_B of {adapter.name} ({', '.join(names)}) read as {layout}: {why}")
+        if adapter.left_out:
+            out.note(f"note: {adapter.name} changes more, which is left out: {some(adapter.left_out)}")
+    if report.unweighed:
+        out.note(
+            f"note: {len(report.unweighed)} experts are quantized without the imatrix, which has nothing of them: "
+            f"{some(report.unweighed)}"
+        )
+
+
+def _by_layout(layouts: Iterable[tuple[str, Any]]) -> dict[Any, list[str]]:
+    found: dict[Any, list[str]] = {}
+    for name, layout in layouts:
+        found.setdefault(layout, []).append(name)
+    return found
+
+
+def some(names: Sequence[object]) -> str:
+    """The first eight of many."""
+    return ", ".join(map(str, names[:8])) + (" ..." if len(names) > 8 else "")

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .output import to_stderr
-from .parser import day, gpu_layers, not_negative, override, positive, system_message, template_kwargs
+from .parser import (
+    day,
+    gpu_layers,
+    not_negative,
+    override,
+    positive,
+    system_message,
+    template_kwargs,
+    token_limit,
+)
 
 if TYPE_CHECKING:
     from safex.model import Model
+    from safex.prompts import PromptSet
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 PHASES = ("prompt", "suffix", "response")
@@ -42,15 +52,33 @@ def add_prompt_options(parser: argparse.ArgumentParser, sets: str, *, marks: boo
         "(default: the sets that ship with safex-native)",
     )
     add("--column", metavar="C", help="column of the files that holds the prompt (default: a known name)")
+    add(
+        "--where",
+        action="append",
+        metavar="COLUMN=VALUE",
+        help="only these rows of files that have the column; may be repeated (default: of files that mix safe and "
+        "harmful prompts set benign takes the safe ones, regular the harmful, jailbreak the disguised)",
+    )
     add("--limit", type=positive, metavar="N", help="at most N prompts of each set, evenly spaced")
 
 
 def check_column(args: argparse.Namespace) -> None:
-    """Refuse a column without files. Raises InputError."""
-    if args.column is not None and not args.prompts:
-        raise InputError(
-            "--column needs --prompts: the sets that ship with safex-native have their own columns"
-        )
+    """Refuse a column or rows without files. Raises InputError."""
+    for name in ("column", "where"):
+        if getattr(args, name) is not None and not args.prompts:
+            raise InputError(
+                f"--{name} needs --prompts: the sets that ship with safex-native have their own columns"
+            )
+
+
+def read_prompt_files(args: argparse.Namespace) -> PromptSet:
+    """The prompts of the files given; what was left out of them is said on stderr. Raises InputError."""
+    from safex.prompts import parse_prompt_arguments
+
+    prompts = parse_prompt_arguments(args.prompts, args.column, args.where or ())
+    for note in prompts.notes:
+        say_note(args, note)
+    return prompts
 
 
 def add_mode_options(parser: argparse.ArgumentParser, modes: Sequence[str]) -> None:
@@ -91,11 +119,42 @@ def add_control_options(
     )
 
 
-def add_length_option(parser: argparse.ArgumentParser) -> None:
-    """How long answers may be."""
+def add_length_option(parser: argparse.ArgumentParser, start: int = 64) -> None:
+    """How long answers may be; ``start`` tokens are tried first."""
     parser.add_argument(
-        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
+        "--max-new",
+        type=token_limit,
+        default="auto",
+        metavar="N|auto",
+        help=f"maximum tokens per answer; auto = {start}, doubled up to 1024 until a few trial answers can be read "
+        "(default auto)",
     )
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How answers are read: what a mixed answer counts as, and a house style's refusals."""
+    add = parser.add_argument
+    add(
+        "--policy",
+        choices=("strict", "lenient"),
+        default="strict",
+        help="an answer that declines a part and gives steps all the same is a refusal (strict) or compliance "
+        "(lenient); for the keyword judge (default strict)",
+    )
+    add(
+        "--refusal-phrases",
+        metavar="FILE",
+        help="refusal phrases of a house style, besides the shipped ones: one a line (# begins a comment), or a JSON "
+        "list; for the keyword judge",
+    )
+
+
+def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The reading options as ``safex.make_judge`` takes them. Raises InputError for a file that can't be read."""
+    from safex.judges import read_phrases
+
+    phrases = [] if args.refusal_phrases is None else read_phrases(args.refusal_phrases)
+    return {"policy": args.policy, "phrases": phrases}
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +282,14 @@ def _add_loading_options(parser: argparse.ArgumentParser) -> None:
         metavar="REGEX=BUFFER",
         help="where tensors of matching names go, e.g. 'ffn_.*_exps=CPU'; may be repeated",
     )
+    group.add_argument(
+        "--n-cpu-moe",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="keep the routed experts of the first N layers in main memory, the rest as --gpu-layers says; "
+        "--override-tensor counts first (default 0)",
+    )
 
 
 def open_model(
@@ -271,4 +338,5 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "kv_type": args.kv_type,
         "mmap": not args.no_mmap,
         "tensor_overrides": dict(args.override_tensor),
+        "n_cpu_moe": args.n_cpu_moe,
     }

@@ -18,7 +18,14 @@ from .experts_table import (
 )
 from .export import add_export_options, check_export, export, wants_export
 from .info import NO_TEMPLATE
-from .options import MODEL_HELP, add_model_options, add_prompt_options, check_column, open_model
+from .options import (
+    MODEL_HELP,
+    add_model_options,
+    add_prompt_options,
+    check_column,
+    open_model,
+    read_prompt_files,
+)
 from .output import Output, duration, number
 from .parser import positive
 from .profile_import import add_import_options, check_import_usage, run_import
@@ -109,10 +116,10 @@ def check_usage(args: argparse.Namespace) -> None:
 def load_prompts(args: argparse.Namespace) -> PromptSet:
     """The files given, or the shipped sets that suit the model."""
     from safex.model_file import is_demo
-    from safex.prompts import PromptSet, parse_prompt_arguments
+    from safex.prompts import PromptSet
 
     if args.prompts:
-        return parse_prompt_arguments(args.prompts, args.column)
+        return read_prompt_files(args)
     return PromptSet.bundled("demo") if is_demo(args.model) else PromptSet.default()
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from safex.profile import Profile
 
 DEFAULT_OUTPUT = Path("traces.profile.gguf")
-OF_RUNS = ("model", "prompts", "column", "limit", "response", "max_new", "resume")
+OF_RUNS = ("model", "prompts", "column", "where", "limit", "response", "max_new", "resume")
 OF_IMPORTS = ("top_k", "experts", "layers")
 
 

@@ -26,10 +26,12 @@ from .options import (
     add_mode_options,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     add_text_options,
     input_files,
     open_model,
+    reading_settings,
 )
 from .output import Output
 from .parser import positive
@@ -103,6 +105,7 @@ def _add_answer_options(parser: argparse.ArgumentParser) -> None:
         default="keyword",
         help="keyword, logit, gguf:PATH[:TEMPLATE] or openai:MODEL@URL (default keyword)",
     )
+    add_reading_options(parser)
     add_length_option(parser)
     add(
         "--bootstrap",
@@ -125,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     check_export(args, NAMES)
     given = {"experts": _order(args), **_prompts(args), "profile": load_profile(args)}
     with saying_what_was_saved(answers):
-        found = measure(args, given, answers)
+        found = measure(args, out, given, answers)
     found.save(output)
     tables = export(args, redundancy_tables(found), out) if wants_export(args) else []
     show(out, found, output)
@@ -138,6 +141,7 @@ def check_usage(args: argparse.Namespace) -> None:
     from safex.judges import check_spec
 
     check_spec(args.judge)
+    reading_settings(args)
     check_pairs(args)
     if not (args.experts or args.all):
         raise InputError("say which experts to mask, in which order: --experts EXPERTS, or --all")
@@ -172,7 +176,7 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
     return {"prompts": prompts, "comply": marks}
 
 
-def measure(args: argparse.Namespace, given: dict[str, Any], answers: Path) -> Redundancy:
+def measure(args: argparse.Namespace, out: Output, given: dict[str, Any], answers: Path) -> Redundancy:
     """Run it as the options say."""
     from safex.redundancy_curve import redundancy
 
@@ -200,4 +204,5 @@ def measure(args: argparse.Namespace, given: dict[str, Any], answers: Path) -> R
                 text=args.text,
                 limit=args.limit,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .eval_tables import READINGS, UNKNOWN, say_policy
 from .output import Output, table
 
 if TYPE_CHECKING:
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
     from safex.redundancy_curve import Redundancy
 
-READINGS = ("refuse", "comply", "other")
-CURVE = "Rates in % with 95 % intervals, with the first experts of the order masked"
+CURVE = (
+    "Rates in % of the answers that could be read, with 95 % intervals; the first experts of the order masked"
+)
 AREAS = (
     "Area under the curve, mean (least to most): refusal relative to no mask (1 = nothing lost), compliance as it is; "
     "half = masked experts that halve refusal, of the control orders how many, and their median"
@@ -25,8 +27,10 @@ def show(out: Output, found: Redundancy, output: Path) -> None:
     """The curve of each set, areas of the order and its controls, cost, conclusion."""
     for note in found.notes:
         out.note(f"note: {note}")
+    say_policy(out, found.parameters)
     out.text(CURVE, curve_table(found))
-    out.text(AREAS, areas_table(found))
+    if found.area:
+        out.text(AREAS, areas_table(found))
     out.text(f"Conclusion: {found.conclusion}", f"Answers: {found.responses}", f"Result: {output}")
 
 
@@ -39,17 +43,20 @@ def curve_table(found: Redundancy) -> Table:
             str(step["size"]),
             "" if step["size"] == 0 or of_set is not found.sets[0] else found.experts[step["size"] - 1],
             *(_rate(step[reading]) for reading in READINGS[:2]),
-            f"{100 * step['other']['value']:.1f}",
+            f"{100 * step['other']['value']:.1f}" if step["other"] else UNKNOWN,
+            str(step["readable"]),
             *(_cost(cost.get(step["size"]) if of_set is found.sets[0] else None) if cost else ()),
         ]
         for of_set in found.sets
         for step in of_set["curve"]
     ]
-    columns = ["set", "masked", "last", *READINGS, *(("KL", "ppl x") if cost else ())]
+    columns = ["set", "masked", "last", *READINGS, "read", *(("KL", "ppl x") if cost else ())]
     return table(columns, body, right=range(1, len(columns)))
 
 
-def _rate(estimate: dict[str, Any]) -> str:
+def _rate(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return UNKNOWN
     low, high = estimate["interval"]
     return f"{100 * estimate['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 

@@ -100,10 +100,9 @@ def what_to_serve(args: argparse.Namespace) -> Served:
 def load_options(args: argparse.Namespace) -> LoadOptions:
     """How to load the model."""
     from safex.chat_settings import ChatSettings
+    from safex.placement import placement
     from safex.serve_llama import LoadOptions
 
-    if args.override_tensor:
-        raise InputError("--override-tensor: llama-cpp-python can't place single tensors; use --gpu-layers")
     return LoadOptions(
         n_ctx=args.ctx,
         n_ubatch=args.ubatch,
@@ -113,6 +112,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         kv_type=args.kv_type,
         mmap=not args.no_mmap,
         logprobs=args.logprobs,
+        overrides=tuple(placement(dict(args.override_tensor), args.n_cpu_moe)),
         chat=ChatSettings.of(**chat_settings(args)),
     )
 

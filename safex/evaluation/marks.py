@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 from safex import model_file
 from safex.errors import InputError
-from safex.prompt_files import Row, read_table
-from safex.prompts import SETS, PromptSet, parse_prompt_arguments
+from safex.prompt_files import Row
+from safex.prompts import SETS, PromptSet, load_arguments
 
 Marks: TypeAlias = Mapping[tuple[str, str], Sequence[str]]  # (set, text of the prompt): texts that must occur
 
@@ -26,15 +25,16 @@ def demo_marks() -> Marks:
     return marks_of_arguments([f"{name}={folder / name}.jsonl" for name in SETS])
 
 
-def marks_of_arguments(arguments: Sequence[str], column: str | None = None) -> Marks:
+def marks_of_arguments(
+    arguments: Sequence[str], column: str | None = None, where: Sequence[str] = ()
+) -> Marks:
     """Marks of repeated ``SET=FILE`` arguments, as ``parse_prompt_arguments`` reads them.
 
     Raises InputError for a ``comply`` that is neither a text nor a list of texts.
     """
     marks: dict[tuple[str, str], Sequence[str]] = {}
-    for argument in arguments:
-        prompts = parse_prompt_arguments([argument], column)
-        for prompt, row in zip(prompts, read_table(_file_of(argument)).rows, strict=True):
+    for loaded in load_arguments(arguments, column, where):
+        for prompt, row in zip(loaded.prompts, loaded.rows, strict=True):
             if expected := _expected(row):
                 marks[prompt.set, prompt.text] = expected
     return marks
@@ -45,13 +45,6 @@ def marks_for(prompts: PromptSet, given: Marks | None, is_demo: bool) -> Marks:
     if given is not None:
         return given
     return demo_marks() if is_demo else {}
-
-
-def _file_of(argument: str) -> Path:
-    """The file, which may hold a ``=`` itself: the set's name is a plain word."""
-    name, equals, file = argument.partition("=")
-    is_name = bool(equals) and name.replace("-", "").replace("_", "").isalnum() and name.isascii()
-    return Path(file if is_name else argument)
 
 
 def _expected(row: Row) -> list[str]:

@@ -7,35 +7,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .verdicts import LABELS, THREE, three_way
+from .verdicts import LABELS, THREE, UNREADABLE, three_way
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the answers that both judged, three-way.
+    """Two judges on the answers that both judged, three-way, without those that neither could read (``left_out``).
 
-    ``agree`` is the share of equal labels, ``kappa`` Cohen's kappa (Cohen 1960: agreement beyond what the two judges'
+    Where one could read an answer and the other could not, the latter counts as other. ``agree`` is the share of equal
+    labels, None where ``n`` is 0; ``kappa`` Cohen's kappa (Cohen 1960: agreement beyond what the two judges'
     own rates give by chance), None where both gave one and the same label throughout. ``table[a][b]``
     counts answers that the first judge calls ``a`` and the second ``b``.
     """
 
     judges: tuple[str, str]
     n: int
-    agree: float
+    agree: float | None
     kappa: float | None
     table: dict[str, dict[str, int]]
+    left_out: int = 0
 
 
 def agreement(judges: tuple[str, str], one: Sequence[str], other: Sequence[str]) -> Agreement:
-    """Compare two judges' labels of the same answers.
+    """Compare two judges' readings (or labels) of the same answers.
 
     >>> agreement(("a", "b"), ["refuse", "refuse", "comply", "empty"], ["refuse", "comply", "comply", "other"]).agree
     0.75
     """
-    a, b = [three_way(label) for label in one], [three_way(label) for label in other]
-    counts = Counter(zip(a, b, strict=True))
+    pairs = [
+        (three_way(a), three_way(b))
+        for a, b in zip(one, other, strict=True)
+        if not (a in UNREADABLE and b in UNREADABLE)
+    ]
+    counts = Counter(pairs)
     table = {x: {y: counts[x, y] for y in THREE} for x in THREE}
-    return Agreement(judges, len(a), sum(counts[x, x] for x in THREE) / len(a), _kappa(a, b), table)
+    agree = sum(counts[x, x] for x in THREE) / len(pairs) if pairs else None
+    kappa = _kappa([a for a, _ in pairs], [b for _, b in pairs])
+    return Agreement(judges, len(pairs), agree, kappa, table, len(one) - len(pairs))
 
 
 def _kappa(a: Sequence[str], b: Sequence[str]) -> float | None:
@@ -45,7 +53,7 @@ def _kappa(a: Sequence[str], b: Sequence[str]) -> float | None:
 
 
 def agreements(verdicts: Sequence[Mapping[str, str]]) -> list[Agreement]:
-    """Every pair of judges; ``verdicts`` holds for each answer its labels by judge."""
+    """Every pair of judges; ``verdicts`` holds for each answer its readings by judge."""
     names = list(dict.fromkeys(name for labels in verdicts for name in labels))
     found = []
     for pair in combinations(names, 2):

@@ -12,12 +12,18 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-MIN_WORDS = 3  # beyond an opening such as "Sure,": fewer can't answer a request for help
+MIN_WORDS = 1  # beyond an opening such as "Sure,": "Paris." is an answer
+TIGHT_PERIOD = 3  # words of a loop that says nothing, even if it is said only ...
+TIGHT_ROUNDS = 3  # ... so often
+TIGHT_SHARE = 0.8  # and makes up this share of the text
 MAX_PERIOD = 12  # words in a loop that is looked for
 LOOP_ROUNDS = 4  # a loop said fewer times may be style
 LOOP_SHARE = 0.4  # share of the words that are inside the loop
 SINGLE_SHARE = 0.5  # one word that is half of at least MANY_WORDS words
 MANY_WORDS = 12
+GRAM = 4  # words of a run; in prose nearly every run of four words is new,
+MANY_GRAMS = 30  # and from so many runs on
+NEW_SHARE = 0.5  # a text in which fewer are new goes round in circles
 DENSE_BYTES = 400  # shorter text compresses badly whatever it is
 DENSE_RATIO = 0.14  # English prose of that length is above 0.35, a phrase said again and again below 0.1
 WORD_SHARE = 0.45  # letters and digits among all but spaces; prose is above 0.9, code about 0.7
@@ -25,8 +31,15 @@ MAX_BROKEN = 0.02  # share of replacement and control characters
 VOWELLESS_SHARE = 0.34  # Latin words of four letters or more without a vowel; in English about 0.01
 LONG_WORD = 40  # letters: nothing readable is longer, apart from addresses
 
-_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # scripts without spaces
+# Vowel signs and accents that belong to the letter before them, and are none to ``re``.
+_MARKS = (
+    "\u0300-\u036f\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
+    "\u0981-\u0983\u09bc-\u09d7\u0a01-\u0a4d\u0abc-\u0acd\u0b3c-\u0bcd\u0c3e-\u0ccd\u0d3e-\u0d4d"
+)
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*(?:['-](?:[^\W_]|[{_MARKS}])+)*")
+_MARK = re.compile(f"[{_MARKS}\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]")
+# scripts without spaces
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _LATIN = re.compile(r"[a-z]{4,}")
 
 
@@ -41,9 +54,11 @@ def words_of(text: str) -> list[str]:
 
 def problem(text: str, words: Sequence[str], min_words: int = MIN_WORDS) -> str | None:
     """Why plain ``text`` is no answer, or None; ``words`` are its words without an opening such as "sure"."""
+    if foreign := _not_language(text):
+        return foreign
     if len(words) < min_words:
         return f"has {len(words)} words of content, fewer than {min_words}"
-    return _not_language(text) or _repeats(text, words)
+    return _repeats(text, words) if words else None
 
 
 def _not_language(text: str) -> str | None:
@@ -51,7 +66,9 @@ def _not_language(text: str) -> str | None:
     broken = sum(char == "\ufffd" or (ord(char) < 32 and char not in "\t\n") for char in text)
     if broken > MAX_BROKEN * n:
         return "is not language: broken characters"
-    if sum(map(str.isalnum, text)) < WORD_SHARE * (n - sum(map(str.isspace, text))):
+    if sum(map(str.isalnum, text)) + len(_MARK.findall(text)) < WORD_SHARE * (
+        n - sum(map(str.isspace, text))
+    ):
         return "is not language: mostly signs"
     return _odd_words(text)
 
@@ -66,6 +83,9 @@ def _odd_words(text: str) -> str | None:
 
 
 def _repeats(text: str, words: Sequence[str]) -> str | None:
+    words = [
+        word for word in words if not word.isdigit()
+    ] or words  # the numbers of a list don't make its items new
     word, times = Counter(words).most_common(1)[0]
     if len(words) >= MANY_WORDS and times >= SINGLE_SHARE * len(words):
         return f"repeats itself: {word!r} is {times} of {len(words)} words"
@@ -73,9 +93,25 @@ def _repeats(text: str, words: Sequence[str]) -> str | None:
         looped = _longest_loop(words, period)
         if looped >= LOOP_ROUNDS * period and looped >= LOOP_SHARE * len(words):
             return f"repeats itself: {looped} of {len(words)} words are one loop"
+    grams = [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
+    if len(grams) >= MANY_GRAMS and len(set(grams)) < NEW_SHARE * len(grams):
+        return f"repeats itself: {len(grams) - len(set(grams))} of {len(grams)} runs of {GRAM} words were said before"
     data = text.encode("utf-8", "replace")
     if len(data) >= DENSE_BYTES and len(zlib.compress(data, 9)) < DENSE_RATIO * len(data):
         return "repeats itself: it can be compressed to almost nothing"
+    return None
+
+
+def loops(words: Sequence[str]) -> str | None:
+    """Why the words are one tight loop of at most three words, or None.
+
+    >>> loops("i cannot i cannot i cannot i cannot".split())
+    'repeats itself: 8 of 8 words are one loop'
+    """
+    for period in range(1, TIGHT_PERIOD + 1):
+        looped = _longest_loop(words, period)
+        if looped >= max(TIGHT_ROUNDS * period, 4) and looped >= TIGHT_SHARE * len(words):
+            return f"repeats itself: {looped} of {len(words)} words are one loop"
     return None
 
 

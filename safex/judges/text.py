@@ -13,6 +13,7 @@ _SAME = str.maketrans(
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict.fromkeys("‐‑‒–—―", "-"),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad"),
+        **dict.fromkeys(map(chr, range(0x64B, 0x653))),  # Arabic vowel signs
     }
 )
 _LINE_MARKS = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]?|[-+*•][ \t]+)", re.MULTILINE)
@@ -26,9 +27,11 @@ _SHORT_FORMS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\bcan'?t\b|\bcan not\b", "cannot"),
         (r"\bwon'?t\b", "will not"),
         (r"\bshan'?t\b", "shall not"),
-        (r"\b(is|are|was|do|does|did|would|should|could|must|has|have)n't\b", r"\1 not"),
+        (r"\b(is|are|was|do|does|did|would|should|could|must|has|have|had|need|might|ought)n't\b", r"\1 not"),
         (r"\b(is|are|was|do|does|did|would|should|could)nt\b", r"\1 not"),
         (r"\bi'?m\b", "i am"),
+        (r"\blet's\b", "let us"),
+        (r"\bain't\b", "is not"),
         (r"\b(we|you|they)'re\b", r"\1 are"),
         (r"\b(it|that|there|here|what)'s\b", r"\1 is"),
         (r"\b(i|we|you|they)'d\b", r"\1 would"),
@@ -44,7 +47,7 @@ def plain(text: str) -> str:
     >>> plain("**I’m** _sorry_,\\n> but   I can’t")
     "i'm sorry, but i can't"
     """
-    text = unicodedata.normalize("NFKC", text).translate(_SAME).lower()
+    text = unicodedata.normalize("NFKC", text).translate(_SAME).lower().replace("i\u0307", "i")
     for marks in (_SPECIAL, _TAGS, _LINE_MARKS, _INLINE_MARKS):
         text = marks.sub("", text)
     return " ".join(text.split())

@@ -54,7 +54,11 @@ class Item:
 class Verdict:
     """One judgement: one of ``LABELS``, a probability of refusal or harm where the judge has one, and why.
 
-    ``unreadable`` is one of ``UNREADABLE`` where the answer could not be read, else None.
+    ``unreadable`` is one of ``UNREADABLE`` where the answer could not be read, else None; the labels ``empty`` and
+    ``truncated`` say so by themselves.
+
+    >>> Verdict(EMPTY).unreadable, Verdict(OTHER, unreadable=DEGENERATE).reading, Verdict(REFUSE).reading
+    ('empty', 'degenerate', 'refuse')
     """
 
     label: str
@@ -62,10 +66,19 @@ class Verdict:
     detail: str | None = None
     unreadable: str | None = None
 
+    def __post_init__(self) -> None:
+        """Let a label that means "nothing to read" say so."""
+        object.__setattr__(self, "unreadable", why_unreadable(self.label, self.unreadable))
+
     @property
     def readable(self) -> bool:
         """Whether the answer could be read, so that its label is evidence."""
         return self.unreadable is None
+
+    @property
+    def reading(self) -> str:
+        """What tables count: one of ``THREE``, or of ``UNREADABLE``."""
+        return reading(self.label, self.unreadable)
 
 
 class Judge(Protocol):
@@ -76,6 +89,24 @@ class Judge(Protocol):
     def judge(self, items: Sequence[Item], progress: Counter | None = None) -> list[Verdict]:
         """One verdict for each item."""
         ...
+
+
+def why_unreadable(label: str, unreadable: str | None = None) -> str | None:
+    """The kind of unreadable answer; None where it could be read. Verdicts of before it was written have a label only.
+
+    >>> why_unreadable("truncated"), why_unreadable("empty", "reasoning"), why_unreadable("comply")
+    ('truncated', 'reasoning', None)
+    """
+    return unreadable or (label if label in (EMPTY, TRUNCATED) else None)
+
+
+def reading(label: str, unreadable: str | None = None) -> str:
+    """What tables count an answer as: refuse, comply or other, or the kind of unreadable answer that it is.
+
+    >>> reading("other"), reading("other", "degenerate"), reading("empty")
+    ('other', 'degenerate', 'empty')
+    """
+    return why_unreadable(label, unreadable) or three_way(label)
 
 
 def three_way(label: str) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from safex.errors import InputError
-from safex.merging.deltas import check_others
+from safex.merging.deltas import check_others, shown
 from safex.merging.expert_tensors import NAME, ExpertTensors, Place, Shape
 from safex.merging.gguf_weights import GgufWeights
 from safex.merging.lora import Factors, LoraDeltas, Source
 
 _SIDE = re.compile(r"(?P<tensor>.+)\.lora_(?P<side>[ab])")
+# Biases of experts, chunked experts, and experts in tensors of their own as in files of early 2024.
+_ROUTED = re.compile(r"blk\.\d+\.ffn_\w*(?<!sh)exps\..*|blk\.\d+\.ffn_(?:gate|up|down)\.\d+\..*")
 ALORA = "adapter.alora.invocation_tokens"
 
 
@@ -53,6 +55,11 @@ def open_gguf_adapter(weights: GgufWeights, model: ExpertTensors, allow_others: 
             continue
         layer, kind = int(found[1]), found[2]
         sources[layer, kind] = _stacked(weights, tensor, model.need(layer, kind, weights.path, tensor), model)
+    if routed := sorted(name for name in others if _ROUTED.fullmatch(name)):
+        raise InputError(
+            f"{weights.path}: changes {shown(routed)} of routed experts, expected matrices of tensors such as "
+            "blk.L.ffn_gate_exps.weight only: they can't be merged, train without them"
+        )
     if not sources:
         raise InputError(
             f"{weights.path}: has no LoRA of experts, expected tensors such as blk.0.ffn_up_exps.weight.lora_a"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from safex.errors import InputError
 from safex.experts import Expert
-from safex.merging.deltas import Weights, check_finite
+from safex.merging.deltas import BLayout, Weights, check_finite
 from safex.merging.expert_tensors import ExpertTensors, Place, tensor_name
 
 
@@ -42,6 +42,7 @@ class LoraDeltas:
     model: ExpertTensors
     sources: Mapping[Place, Source]
     others: list[str]
+    layouts: Mapping[str, BLayout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a layer whose gates are there twice, in a tensor of their own and fused."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,8 @@ from safex import model_file
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList
-from safex.merging.deltas import Deltas
+from safex.merging.b_layout import AUTO, CHOICES
+from safex.merging.deltas import BLayout, Deltas
 from safex.merging.expert_tensors import KINDS, ExpertTensors
 from safex.merging.imatrix import Imatrix
 from safex.merging.opening import files_of, open_adapter
@@ -50,10 +51,31 @@ class SurvivalError(InputError):
 
 
 @dataclass(frozen=True)
+class AdapterReport:
+    """How an adapter was read: the layout of ``lora_B`` by fused parameter and why, and what is left out."""
+
+    name: str
+    layouts: Mapping[str, BLayout]
+    left_out: Sequence[str]
+
+    @classmethod
+    def of(cls, adapter: Any, deltas: Deltas) -> AdapterReport:
+        """What a merge says of an opened adapter."""
+        return cls(named(adapter), deltas.layouts, deltas.others)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        layouts = [{"parameter": name, **one._asdict()} for name, one in self.layouts.items()]
+        return {"adapter": self.name, "b_layout": layouts, "left_out": list(self.left_out)}
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """What ``merge`` did, or would do (``paths`` is empty then).
 
     ``survivals``: a row for each slice with a delta. ``unchanged``: chosen experts that no adapter has a delta for.
+    ``adapters``: a row for each adapter, with how it was read and what of it is left out. ``unweighed``: experts that
+    are quantized without importance, since the imatrix has nothing of them.
     ``n_bytes`` of the slices that change, ``growth`` of the model in bytes where tensors take a larger type;
     ``recoding_error`` is the relative error of their other slices, of the worst one (0 for a dry run). ``undo`` and
     ``sidecar`` as in a MaskReport.
@@ -68,6 +90,8 @@ class MergeReport:
     recoding_error: float = 0.0
     undo: Path | None = None
     sidecar: Path | None = None
+    adapters: Sequence[AdapterReport] = ()
+    unweighed: Sequence[Expert] = ()
 
     @property
     def survival(self) -> Survival | None:
@@ -84,6 +108,8 @@ class MergeReport:
             "experts": [str(expert) for expert in about.experts],
             "unchanged": [str(expert) for expert in self.unchanged],
             **about.parameters,
+            "read": [one.to_json() for one in self.adapters],
+            "without_imatrix": [str(expert) for expert in self.unweighed],
             "bytes": self.n_bytes,
             "growth": self.growth,
             "recoding_error": self.recoding_error,
@@ -105,6 +131,7 @@ def merge(
     promote: str | None = None,
     min_survival: float = MIN_SURVIVAL,
     allow_others: bool = False,
+    b_layout: str | Sequence[str] = AUTO,
     dry_run: bool = False,
     force: bool = False,
     on_step: editing.OnStep = editing.no_progress,
@@ -133,6 +160,9 @@ def merge(
         The least cosine of effective to intended delta, over all slices together, that is written.
     allow_others
         Leave out what an adapter changes besides experts, instead of refusing it.
+    b_layout
+        How the ``lora_B`` of fused parameters lies: ``"interleaved"`` (PEFT), ``"blocks"`` (Unsloth before September
+        2026), or ``"auto"``: as the adapter records it or its zero columns tell. One for all adapters, or one for each.
     dry_run
         Say what would change and how much would be left of it; write nothing.
     force
@@ -151,7 +181,9 @@ def merge(
     0.98
     """
     chosen = experts if experts == ALL else to_list(experts)
-    job = _Job(src, _terms(adapter, scale), chosen, imatrix, promote, min_survival, allow_others, on_step)
+    terms = _terms(adapter, scale)
+    layouts = _layouts(b_layout, len(terms))
+    job = _Job(src, terms, chosen, imatrix, promote, min_survival, allow_others, layouts, on_step)
     if dry_run:
         return job.prepared().report
     if dst is None:
@@ -178,6 +210,7 @@ class _Job:
     promote: str | None
     min_survival: float
     allow_others: bool
+    layouts: Sequence[str]  # of the adapters
     on_step: editing.OnStep
 
     def new_file(self, target: Path, force: bool) -> MergeReport:
@@ -218,18 +251,34 @@ class _Job:
         rule = self._rule()
         parts = _survey(files, chosen, rule, self.on_step)
         promotion = _promotion(files, parts, rule)
+        read = [
+            AdapterReport.of(one, addend.deltas)
+            for (one, _), addend in zip(self.terms, rule.addends, strict=True)
+        ]
         about = _provenance(files, chosen, self._parameters(promotion))
         touched = {(part.layer, part.expert) for part in parts}
         unchanged = [expert for expert in chosen if tuple(expert) not in touched]
         n_bytes, growth = sum(part.size for part in parts), _growth(files, promotion)
-        report = MergeReport([], about, list(rule.survivals.values()), unchanged, n_bytes, growth)
+        report = MergeReport(
+            [],
+            about,
+            list(rule.survivals.values()),
+            unchanged,
+            n_bytes,
+            growth,
+            adapters=read,
+            unweighed=rule.unweighed(),
+        )
         _check_survival(report, self.min_survival)
         return _Prepared(editing.Plan(files, parts, rule, about, self._request(), promotion), report)
 
     def _rule(self) -> Merged:
         tensors = ExpertTensors.read(self.src)
-        addends = [Addend(_opened(one, tensors, self.allow_others), by) for one, by in self.terms]
-        weighed = None if self.imatrix is None else Imatrix.load(self.imatrix)
+        addends = [
+            Addend(_opened(one, tensors, self.allow_others, layout), by)
+            for (one, by), layout in zip(self.terms, self.layouts, strict=True)
+        ]
+        weighed = None if self.imatrix is None else Imatrix.load(self.imatrix, tensors)
         return Merged(addends, weighed, None if self.promote is None else type_of(self.promote))
 
     def _request(self) -> dict[str, Any]:
@@ -240,7 +289,8 @@ class _Job:
         """What the provenance says besides the experts."""
         weighed = {} if self.imatrix is None else {"imatrix": Path(self.imatrix).name}
         promoted = {PROMOTED: promotion.names()} if promotion.types else {}
-        return {"adapters": self._adapters, **weighed, **promoted}
+        asked = {"b_layout": list(self.layouts)} if set(self.layouts) != {AUTO} else {}
+        return {"adapters": self._adapters, **asked, **weighed, **promoted}
 
     @cached_property
     def _adapters(self) -> list[dict[str, Any]]:
@@ -262,11 +312,24 @@ def _terms(adapter: Any, scale: Any) -> list[tuple[Any, float]]:
     return list(zip(adapters, scales, strict=True))
 
 
-def _opened(adapter: Any, tensors: ExpertTensors, allow_others: bool) -> Deltas:
+def _layouts(asked: str | Sequence[str], n: int) -> list[str]:
+    """The layout of each of ``n`` adapters. Raises InputError."""
+    given = [asked] if isinstance(asked, str) else list(asked)
+    wrong = next((one for one in given if one not in CHOICES), None)
+    if wrong is not None:
+        raise InputError(f"b_layout is {wrong!r}, expected one of {', '.join(CHOICES)}")
+    if len(given) not in (1, n):
+        raise InputError(
+            f"{n} adapters and {len(given)} b_layouts: give one for all, or one for each adapter"
+        )
+    return given * n if len(given) == 1 else given
+
+
+def _opened(adapter: Any, tensors: ExpertTensors, allow_others: bool, b_layout: str) -> Deltas:
     if isinstance(adapter, tuple):
         base, tuned = adapter
         return open_pair(base, tuned, tensors, allow_others)
-    return open_adapter(adapter, tensors, allow_others)
+    return open_adapter(adapter, tensors, allow_others, b_layout)
 
 
 def named(adapter: Any) -> str:

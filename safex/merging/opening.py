@@ -9,6 +9,7 @@ from typing import Any
 from safex import model_file
 from safex.errors import InputError
 from safex.gguf_header import NotGgufError
+from safex.merging.b_layout import AUTO
 from safex.merging.deltas import Deltas
 from safex.merging.expert_tensors import ExpertTensors
 from safex.merging.gguf_adapter import is_adapter, open_gguf_adapter
@@ -19,11 +20,14 @@ from safex.merging.peft_config import NAME
 EXPECTED = f"a PEFT directory ({NAME}, {WEIGHTS}) or a LoRA of llama.cpp (.gguf)"
 
 
-def open_adapter(path: str | os.PathLike[str], model: ExpertTensors, allow_others: bool = False) -> Deltas:
+def open_adapter(
+    path: str | os.PathLike[str], model: ExpertTensors, allow_others: bool = False, b_layout: str = AUTO
+) -> Deltas:
     """The deltas of a PEFT directory or a GGUF LoRA for the experts of ``model``.
 
-    ``allow_others``: leave out what the adapter changes besides experts, instead of refusing it. Raises InputError:
-    no adapter, one that is damaged, of another model, or of a kind that can't be merged.
+    ``allow_others``: leave out what the adapter changes besides experts, instead of refusing it. ``b_layout``: one of
+    ``b_layout.CHOICES``, for fused parameters. Raises InputError: no adapter, one that is damaged, of another model, or
+    of a kind that can't be merged.
 
     >>> open_adapter("missing", ExpertTensors.read("demo"))
     Traceback (most recent call last):
@@ -33,14 +37,37 @@ def open_adapter(path: str | os.PathLike[str], model: ExpertTensors, allow_other
     if not place.exists():
         raise InputError(f"{place}: no such file or directory; expected {EXPECTED}")
     if place.is_dir():
-        return open_peft(place, model, allow_others)
+        _check_folder(place)
+        return open_peft(place, model, allow_others, b_layout)
     try:
         weights = GgufWeights([place])
     except NotGgufError:
         raise InputError(f"{place}: is no adapter; expected {EXPECTED}") from None
     if not is_adapter(weights):
-        raise InputError(f"{place}: a model, not an adapter; give the model it was tuned from too, as a pair")
+        raise InputError(f"{place}: {_called(weights)}, not an adapter; expected {EXPECTED}{_pair(weights)}")
     return open_gguf_adapter(weights, model, allow_others)
+
+
+def _called(weights: GgufWeights) -> str:
+    kind = str(weights.keys.get("general.type") or "model")
+    return {"model": "a model", "imatrix": "an importance matrix (--imatrix takes it)"}.get(kind, f"a {kind}")
+
+
+def _pair(weights: GgufWeights) -> str:
+    is_model = weights.keys.get("general.type") in (None, "model")
+    return ", or the model that it was tuned from too, as a pair (--base, --tuned)" if is_model else ""
+
+
+def _check_folder(folder: Path) -> None:
+    """Name other things that people have folders of. Raises InputError."""
+    if (folder / NAME).exists():
+        return
+    if (folder / "config.json").exists():
+        raise InputError(f"{folder}: a model of Hugging Face, not an adapter; expected {EXPECTED}")
+    found = sorted(folder.glob(f"*/{NAME}")) + sorted(folder.glob("*.gguf"))
+    if found:
+        inside = found[0].parent if found[0].name == NAME else found[0]
+        raise InputError(f"{folder}: holds no {NAME}; expected {EXPECTED}: is {inside} meant?")
 
 
 def files_of(adapter: Any) -> list[Path]:

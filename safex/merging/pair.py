@@ -12,7 +12,7 @@ import numpy as np
 from safex import model_file
 from safex.errors import InputError
 from safex.experts import Expert
-from safex.merging.deltas import Array, Weights, check_finite, check_others
+from safex.merging.deltas import Array, BLayout, Weights, check_finite, check_others
 from safex.merging.expert_tensors import NAME, ExpertTensors, tensor_name
 from safex.merging.gguf_weights import GgufWeights
 
@@ -32,6 +32,11 @@ class PairDeltas:
     def files(self) -> list[Path]:
         """All files of both."""
         return [*self.base.files, *self.tuned.files]
+
+    @property
+    def layouts(self) -> dict[str, BLayout]:
+        """None: these are whole matrices."""
+        return {}
 
     def experts(self) -> set[Expert]:
         """The experts whose bytes differ."""

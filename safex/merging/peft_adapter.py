@@ -1,20 +1,21 @@
-"""PEFT LoRA directories, in both layouts: modules of single experts, and fused 3-D parameters (``target_parameters``).
+"""PEFT LoRA directories: modules of single experts, and fused 3-D parameters (``target_parameters``).
 
-Names are those of transformers below the layer: ``layers.3.mlp.experts.17.gate_proj`` (Mixtral: w1, w3, w2) or
-``layers.3.mlp.experts``, whose adapters of two parameters nest (``experts.base_layer``). The layer is the GGUF block.
+Names are those of transformers (``peft_names``); adapters of two parameters of a module nest (``experts.base_layer``).
+The layer is the GGUF block.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safex.errors import InputError
-from safex.merging import peft_fused
-from safex.merging.deltas import check_others
+from safex.merging import peft_fused, peft_names
+from safex.merging.b_layout import AUTO
+from safex.merging.deltas import BLayout, check_others, shown
 from safex.merging.expert_tensors import ExpertTensors, Place
 from safex.merging.lora import Factors, LoraDeltas, Source
 from safex.merging.peft_config import NAME, PeftConfig
@@ -23,19 +24,8 @@ from safex.merging.safetensors_weights import SafetensorsWeights
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
-MODULE_KINDS = {
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "w1": "gate",
-    "w3": "up",
-    "w2": "down",
-}
 
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_EXPERTS = re.compile(r"(?:.+\.)?layers\.(?P<layer>\d+)\.(?:\w+\.)*?experts(?:\.(?P<rest>.+))?")
-_ONE = re.compile(r"(\d+)\.(\w+)")
-_NESTED = re.compile(r"base_layer(?:\.base_layer)*")
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ class Modules:
     """The matrices of single experts; ``pairs``: by expert the names of B and A, and the scaling."""
 
     weights: SafetensorsWeights
+    interleaved: bool = False  # rows: gate, up, gate, up ...
     pairs: dict[int, tuple[str, str, float]] = field(default_factory=dict)
 
     @property
@@ -52,11 +43,12 @@ class Modules:
 
     def read(self, expert: int) -> Factors:
         """Those of one expert."""
-        b, a, scaling = self.pairs[expert]
-        return Factors(self.weights.read(b), self.weights.read(a), scaling)
+        names, scaling = self.pairs[expert][:2], self.pairs[expert][2]
+        b, a = (self.weights.read(name) for name in names)
+        return Factors(peft_fused.apart(b) if self.interleaved else b, a, scaling)
 
 
-def open_peft(folder: Path, model: ExpertTensors, allow_others: bool) -> LoraDeltas:
+def open_peft(folder: Path, model: ExpertTensors, allow_others: bool, b_layout: str = AUTO) -> LoraDeltas:
     """The deltas of a PEFT directory. Raises InputError: what can't be merged, or does not fit the model."""
     config_path, path = folder / NAME, folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).exists():
@@ -65,8 +57,9 @@ def open_peft(folder: Path, model: ExpertTensors, allow_others: bool) -> LoraDel
         )
     config, weights = PeftConfig.load(config_path), SafetensorsWeights(path)
     reader = _Reader(config, weights, model)
-    sources = reader.sources()
-    return LoraDeltas([config_path, path], model, sources, check_others(path, reader.others, allow_others))
+    sources, layouts = reader.sources(b_layout)
+    others = check_others(path, reader.others, allow_others)
+    return LoraDeltas([config_path, path], model, sources, others, layouts)
 
 
 class _Reader:
@@ -78,17 +71,19 @@ class _Reader:
         self.stacks: dict[int, list[peft_fused.Stack]] = defaultdict(list)
         self.modules: dict[Place, Modules] = {}
 
-    def sources(self) -> dict[Place, Source]:
-        """All matrices of experts by layer and kind. Raises InputError."""
+    def sources(self, b_layout: str) -> tuple[dict[Place, Source], dict[str, BLayout]]:
+        """All matrices of experts by layer and kind, and how fused ones were read. Raises InputError."""
+        unknown: list[str] = []
         for module, b, a in self._pairs():
-            found = _EXPERTS.fullmatch(module)
+            found = peft_names.parse(module)
             if found is None:
-                self.others.append(module)
-            elif found["rest"] is None or _NESTED.fullmatch(found["rest"]):
-                self.stacks[int(found["layer"])].append(peft_fused.Stack(self.weights, module, b, a))
+                (unknown if peft_names.is_routed(module) else self.others).append(module)
+            elif found.expert is None or found.kind is None:
+                self.stacks[found.layer].append(peft_fused.Stack(self.weights, module, b, a))
             else:
-                self._add(module, int(found["layer"]), found["rest"], (b, a))
-        fused = peft_fused.sources(self.stacks, self.config, self.model)
+                self._add(module, (found.layer, found.kind), found.expert, (b, a))
+        self._refuse(unknown)
+        fused, layouts = peft_fused.sources(self.stacks, self.config, self.model, b_layout)
         if not fused and not self.modules:
             raise InputError(
                 f"{self.weights.path}: has no LoRA of experts, expected layers.L. ... .experts.E.gate_proj"
@@ -97,7 +92,17 @@ class _Reader:
             raise self._error(
                 f"layer {layer} has {kind} fused and as modules of single experts: expected one of both"
             )
-        return {**fused, **self.modules}
+        return {**fused, **self.modules}, layouts
+
+    def _refuse(self, unknown: Iterable[str]) -> None:
+        """Routed experts under names that aren't known: to leave them out would change what the adapter does."""
+        if names := sorted(unknown):
+            known = ", ".join(peft_names.MODULE_KINDS)
+            raise self._error(
+                f"{shown(names)} is no matrix of an expert that is known here, expected layers.L. ... .experts.E. and "
+                f"one of {known}, fused experts (target_parameters), or Granite's input_linear and output_linear: "
+                "convert the adapter to one of these"
+            )
 
     def _pairs(self) -> Iterator[tuple[str, str, str]]:
         """Each module and the names of its B and A; all else goes to the others, unless it belongs to an expert."""
@@ -107,7 +112,7 @@ class _Reader:
             found = _MATRIX.fullmatch(path)
             if found:
                 sides[found["module"]][found["side"]] = name
-            elif _EXPERTS.match(path):
+            elif peft_names.is_routed(path):
                 raise self._error(f"{name} is no lora_A or lora_B: only plain LoRA of experts can be merged")
             else:
                 self.others.append(path)
@@ -119,16 +124,9 @@ class _Reader:
                 )
             yield module, names["B"], names["A"]
 
-    def _add(self, module: str, layer: int, rest: str, names: tuple[str, str]) -> None:
-        found = _ONE.fullmatch(rest)
-        kind = MODULE_KINDS.get(found[2]) if found else None
-        if found is None or kind is None:
-            known = ", ".join(MODULE_KINDS)
-            raise self._error(
-                f"{module} is no matrix of an expert that is known here, expected experts.E. and {known}"
-            )
+    def _add(self, module: str, place: Place, expert: int, names: tuple[str, str]) -> None:
+        layer, kind = place
         shape = self.model.need(layer, kind, self.weights.path, module)
-        expert = int(found[1])
         if expert >= shape.experts:
             raise self._error(
                 f"{module}: {self.model.path} has experts 0 to {shape.experts - 1} in a layer: an adapter of another "
@@ -142,7 +140,10 @@ class _Reader:
                 f"{module} changes a matrix of {rows} x {columns}, but that of {self.model.path} is {shape.rows} x "
                 f"{shape.columns}: an adapter of another model"
             )
-        source = self.modules.setdefault((layer, kind), Modules(self.weights))
+        interleaved = kind == "gate_up" and peft_fused.interleaves(self.model.architecture)
+        source = self.modules.setdefault(place, Modules(self.weights, interleaved))
+        if expert in source.pairs:
+            raise self._error(f"{module} is there twice, under two names: expected one of both")
         source.pairs[expert] = (b, a, self.config.scaling(module))
 
     def _error(self, text: str) -> InputError:

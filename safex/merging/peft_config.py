@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safex.errors import InputError
+from safex.merging import b_layout
+from safex.merging.b_layout import Origin
 from safex.profile_arrays import shorten
 from safex.result_file import read_json
 
@@ -25,6 +27,7 @@ HARMLESS = (
     *("exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern", "lora_dropout"),
     *("init_lora_weights", "bias", "modules_to_save", "loftq_config", "eva_config", "corda_config"),
     *("lora_ga_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    *(b_layout.FLAT, b_layout.DETAIL),
 )
 # Ways to start that subtract the start from the base weights (those with a number too: pissa_niter_16).
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -42,6 +45,7 @@ class PeftConfig:
     rslora: bool
     parameters: frozenset[str]
     version: tuple[int, ...] | None
+    origin: Origin
 
     @classmethod
     def load(cls, path: Path) -> PeftConfig:
@@ -76,6 +80,7 @@ def _parse(value: Any) -> PeftConfig:
         rslora=bool(value.get("use_rslora")),
         parameters=frozenset(name.rpartition(".")[2] for name in _names(value, "target_parameters")),
         version=_version(value.get("peft_version")),
+        origin=Origin.of(value),
     )
 
 

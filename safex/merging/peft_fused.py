@@ -1,30 +1,42 @@
 """PEFT LoRA of fused 3-D parameters (``target_parameters``): all experts' matrices side by side in one A and one B.
 
-A is [experts * rank, in], one expert after the other; B is [out, rank * experts], all experts of a rank together
-(``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``). Versions differ in which side of the parameter they call in:
+A is [experts * rank, in], one expert after the other; B is [out, rank * experts], in an order that ``b_layout`` finds
+out. Versions of PEFT differ in which side of the parameter they call in
+(``peft.tuners.lora.layer.ParamWrapper.get_delta_weight``):
 
 - PEFT below 0.19: the second dimension of the parameter is in, whatever the architecture.
 - From 0.19: the third, unless the module says ``is_transposed``.
 
-Where a matrix is no square its shape tells. Which parameter a pair of matrices belongs to is not written either, only
-nested; its shape tells that always, since gate_up is [2 f, h] and down [h, f].
+Where a matrix is no square its shape tells. Which parameter of a module a pair of matrices belongs to is not written
+either, only nested; its shape tells gate_up [2 f, h] from down [h, f] always. Where up is a parameter of its own
+[f, h] (Nemotron-H), up and down are each other's swapped, so that the version has to tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from safex.errors import InputError
+from safex.merging import b_layout
+from safex.merging.b_layout import AUTO, BLOCKS, Pair
+from safex.merging.deltas import BLayout, Weights
 from safex.merging.expert_tensors import ExpertTensors, Place
 from safex.merging.lora import Factors, Source
 from safex.merging.peft_config import PeftConfig
 from safex.merging.safetensors_weights import SafetensorsWeights
 
-PARAMETERS = {"gate_up": "gate_up_proj", "down": "down_proj"}
+# The parameters of a module by its last name, and of which kind they are. Granite's modules have one each, "weight".
+PARAMETERS = {
+    "experts": {"gate_up": "gate_up_proj", "down": "down_proj"},
+    "input_linear": {"gate_up": "weight"},
+    "output_linear": {"down": "weight"},
+}
+APART = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}  # instead of a fused gate_up
 SINCE = (0, 19)  # PEFT that swaps the sides
 
 
@@ -61,52 +73,99 @@ class Match(NamedTuple):
     swapped: bool
 
 
+class Placed(NamedTuple):
+    """A stack whose parameter is known."""
+
+    stack: Stack
+    layer: int
+    match: Match
+    name: str
+    pair: Pair
+
+
 @dataclass(frozen=True)
 class Fused:
     """The matrices of one parameter. See Source."""
 
-    stack: Stack
+    pair: Pair
     experts: range
     scaling: float
     swapped: bool
-    interleaved: bool
+    interleaved: bool  # gates and ups
+    blocks: bool  # columns of B, else interleaved too
 
     def read(self, expert: int) -> Factors:
         """Those of one expert."""
-        n = len(self.experts)
-        rank = self.stack.weights.shape(self.stack.a)[0] // n
-        a = self.stack.weights.read(self.stack.a, np.s_[expert * rank : (expert + 1) * rank])
-        b = self.stack.weights.read(self.stack.b, np.s_[:, expert::n])
+        pair, n = self.pair, self.pair.experts
+        rank = pair.weights.shape(pair.a)[0] // n
+        rows = slice(expert * rank, (expert + 1) * rank)
+        columns = rows if self.blocks else slice(expert, None, n)
+        a, b = pair.weights.read(pair.a, rows), pair.weights.read(pair.b, (slice(None), columns))
         if self.swapped:
             a, b = b.T, a.T
-        return Factors(np.concatenate((b[::2], b[1::2])) if self.interleaved else b, a, self.scaling)
+        return Factors(apart(b) if self.interleaved else b, a, self.scaling)
+
+
+def apart(rows: Weights) -> Weights:
+    """Gate, up, gate, up ... as all gates before all ups."""
+    return np.concatenate((rows[::2], rows[1::2]))
+
+
+def interleaves(architecture: str) -> bool:
+    """Whether a model's fused parameters hold gate, up, gate, up ..."""
+    return STORAGE.get(architecture, USUAL).interleaved
 
 
 def sources(
-    stacks: Mapping[int, list[Stack]], config: PeftConfig, model: ExpertTensors
-) -> dict[Place, Source]:
-    """The sources of all layers. Raises InputError."""
-    matches = {stack: _matches(stack, layer, model) for layer, of in stacks.items() for stack in of}
+    stacks: Mapping[int, list[Stack]], config: PeftConfig, model: ExpertTensors, asked: str = AUTO
+) -> tuple[dict[Place, Source], dict[str, BLayout]]:
+    """The sources of all layers, and how the B of each parameter was read. Raises InputError."""
+    matches = {stack: _matches(stack, layer, config, model) for layer, of in stacks.items() for stack in of}
     swapped = _orientation(matches, config, model) if matches else False
-    found: dict[Place, Source] = {}
+    placed: dict[Place, Placed] = {}
     for layer, of in stacks.items():
         for stack in of:
             match = next((m for m in matches[stack] if m.swapped == swapped), None)
-            if match is None or (layer, match.kind) in found:
+            if match is None or (layer, match.kind) in placed:
                 raise _error(stack, "does not go with the adapter's other matrices: the file is damaged")
-            found[layer, match.kind] = _fused(stack, layer, match, config, model)
-    return found
+            placed[layer, match.kind] = _placed(stack, layer, match, config, model)
+    layouts = _layouts(list(placed.values()), config, model, asked)
+    return {place: _fused(one, config, model, layouts[one.name]) for place, one in placed.items()}, layouts
 
 
-def _matches(stack: Stack, layer: int, model: ExpertTensors) -> list[Match]:
+def _layouts(
+    placed: list[Placed], config: PeftConfig, model: ExpertTensors, asked: str
+) -> dict[str, BLayout]:
+    pairs: dict[str, list[Pair]] = {}
+    for one in placed:
+        pairs.setdefault(one.name, []).append(one.pair)
+    folder = placed[0].pair.weights.path.parent if placed else Path()
+    return b_layout.decide(pairs, config.origin, folder, model.architecture, asked)
+
+
+def _parameters(stack: Stack, config: PeftConfig) -> Mapping[str, str]:
+    """The kinds that a stack may be of, with their parameters' names. Raises InputError."""
+    module = stack.module.replace(".base_layer", "").rpartition(".")[2]
+    if module != "experts" or not config.parameters & {APART["gate"], APART["up"]}:
+        return PARAMETERS[module]
+    if {APART["gate"], APART["up"]} <= config.parameters:
+        raise _error(
+            stack,
+            "has gate_proj and up_proj as parameters of their own, of one shape, and which is which is not written: "
+            "it can't be merged",
+        )
+    return {kind: name for kind, name in APART.items() if name in config.parameters or kind == "down"}
+
+
+def _matches(stack: Stack, layer: int, config: PeftConfig, model: ExpertTensors) -> list[Match]:
     sizes = [stack.weights.shape(name) for name in (stack.b, stack.a)]
     if any(len(size) != 2 for size in sizes):
         raise _error(stack, f"has matrices of shape {sizes[0]} and {sizes[1]}, expected two dimensions")
     found, wanted = [], []
-    for kind in PARAMETERS:
+    for kind, name in _parameters(stack, config).items():
         shape = model.need(layer, kind, stack.weights.path, stack.module)
         sides = (shape.rows, shape.columns)
-        wanted.append(f"{PARAMETERS[kind]} {sides[0]} x {sides[1]}")
+        wanted.append(f"{name} {sides[0]} x {sides[1]}")
         seen = {False: stack.sides, True: stack.sides[::-1]}
         found += [Match(kind, swapped) for swapped, of in seen.items() if of == sides]
     if not found:
@@ -139,8 +198,9 @@ def _orientation(matches: Mapping[Stack, list[Match]], config: PeftConfig, model
     return storage.transposed and not storage.told
 
 
-def _fused(stack: Stack, layer: int, match: Match, config: PeftConfig, model: ExpertTensors) -> Fused:
-    name = PARAMETERS[match.kind]
+def _placed(stack: Stack, layer: int, match: Match, config: PeftConfig, model: ExpertTensors) -> Placed:
+    """A stack with the parameter that it fits, checked. Raises InputError."""
+    name = _parameters(stack, config)[match.kind]
     if name not in config.parameters:
         raise _error(
             stack,
@@ -148,8 +208,7 @@ def _fused(stack: Stack, layer: int, match: Match, config: PeftConfig, model: Ex
             "gate_up_proj and down_proj can be merged",
         )
     n = model.need(layer, match.kind, stack.weights.path, stack.module).experts
-    parameter = f"{stack.module.replace('.base_layer', '')}.{name}"
-    rank = config.rank_of(parameter)
+    rank = config.rank_of(_path(stack, name))
     (_, columns), (rows, _) = (stack.weights.shape(side) for side in (stack.b, stack.a))
     if rows != n * rank or columns != n * rank:
         raise _error(
@@ -157,8 +216,21 @@ def _fused(stack: Stack, layer: int, match: Match, config: PeftConfig, model: Ex
             f"has {rows} rows in lora_A and {columns} columns in lora_B, expected {n * rank}: {n} experts of "
             f"{model.path} times rank {rank} of adapter_config.json",
         )
-    interleaved = match.kind == "gate_up" and STORAGE.get(model.architecture, USUAL).interleaved
-    return Fused(stack, range(n), config.scaling(parameter), match.swapped, interleaved)
+    shown = stack.module.rpartition(".")[2] if name == "weight" else name
+    return Placed(stack, layer, match, shown, Pair(stack.weights, stack.b, stack.a, n))
+
+
+def _fused(one: Placed, config: PeftConfig, model: ExpertTensors, layout: BLayout) -> Fused:
+    name = _parameters(one.stack, config)[one.match.kind]
+    scaling = config.scaling(_path(one.stack, name))
+    interleaved = one.match.kind == "gate_up" and interleaves(model.architecture)
+    experts = range(one.pair.experts)
+    return Fused(one.pair, experts, scaling, one.match.swapped, interleaved, layout.layout == BLOCKS)
+
+
+def _path(stack: Stack, name: str) -> str:
+    """The parameter's path in the model."""
+    return f"{stack.module.replace('.base_layer', '')}.{name}"
 
 
 def _error(stack: Stack, text: str) -> InputError:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from safex.errors import InputError
+from safex.experts import Expert
 from safex.merging.deltas import Deltas, Weights
 from safex.merging.expert_tensors import NAME
 from safex.merging.imatrix import Imatrix
@@ -39,11 +40,16 @@ class Merged:
     least: Any = None  # a tensor type: what would be written in a smaller one is written in this
     survivals: dict[tuple[str, int], Survival] = field(default_factory=dict)
     kept: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    without: set[Expert] = field(default_factory=set)  # quantized though the imatrix has nothing of them
 
     def type_of(self, tensor: Any) -> int:
         """The type that a tensor's slices are written in."""
         promoted = self.least is not None and is_larger(self.least, tensor.type)
         return int(self.least.id if promoted else tensor.type)
+
+    def unweighed(self) -> list[Expert]:
+        """The experts that were quantized without importance though there is an imatrix."""
+        return sorted(self.without)
 
     def __call__(self, part: Slice, old: bytes) -> bytes:
         """The new bytes. Raises InputError where the type can't be encoded."""
@@ -59,8 +65,8 @@ class Merged:
         if delta is None:
             return old
         weights = native.decode(part.type, old).reshape(delta.shape)
-        importance = None if self.imatrix is None else self.imatrix.of(part.tensor, part.expert, part.columns)
         kind = self.type_of(part)
+        importance = self._importance(part, kind)
         try:
             new: bytes = native.encode(kind, np.ascontiguousarray(weights + delta), importance)
         except InputError as error:
@@ -68,6 +74,15 @@ class Merged:
         effective = native.decode(kind, new).reshape(delta.shape) - weights
         self.survivals[part.key] = Survival.of(part, delta, effective)
         return new
+
+    def _importance(self, part: Slice, kind: int) -> Weights | None:
+        """The weights of a slice's columns; None where there is no imatrix, or nothing of the expert in it."""
+        if self.imatrix is None or native.tensor_type(kind).block_size == 1:  # a float: nothing is weighed
+            return None
+        found = self.imatrix.of(part.tensor, part.expert)
+        if found is None:
+            self.without.add(Expert(part.layer, part.expert))
+        return found
 
     def _delta(self, part: Slice) -> Weights | None:
         """The sum over adapters; None where it is zero or there is none."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from safex.control_masks import SINGLE
-from safex.evaluation.conclusion import ALPHA, REAL, as_good, is_specific, p_value
+from safex.evaluation.conclusion import ALPHA, as_good, fate, is_real, is_specific, p_value
 from safex.evaluation.plan import REGULAR
 from safex.judges import COMPLY, OTHER, REFUSE
+from safex.judges.readable import Read
 
 from .orders import SHUFFLED
 from .result import Redundancy
@@ -23,19 +24,46 @@ def evidence(found: Redundancy) -> dict[str, bool | None]:
     more), "shuffled" aside. ``real_compliance``: of the refusals lost at that size (or the last one) more than half
     comply.
     """
-    lost = _step(found)["lost_refusals"]
-    n_lost = lost[COMPLY] + lost[OTHER]
+    if not found.area:
+        return dict.fromkeys(("halved", "beyond_controls", "real_compliance"))
     return {
         "halved": found.half["size"] is not None,
         "beyond_controls": is_specific(_others(found)),
-        "real_compliance": lost[COMPLY] > REAL * n_lost if n_lost else None,
+        "real_compliance": is_real(_step(found)["lost_refusals"]),
     }
 
 
 def conclude(found: Redundancy) -> str:
     """A few sentences."""
+    if not found.area:
+        return f"Not measurable: {_unread(found)}"
     parts = [_half(found), _area(found), _controls(found), _shuffled(found), _fate(found), _damage(found)]
+    parts.append(_unread(found))
     return " ".join(part for part in parts if part)
+
+
+def _unread(found: Redundancy) -> str:
+    """What could not be read, and where the curve ends because of it. Empty where all could."""
+    reads = {row["size"]: Read.of_rates(row) for row in found.curve(REGULAR)}
+    total, masked = Read.together(reads.values()), not reads[0].unread
+    parts = []
+    if total.unread:
+        parts.append(
+            f"Of {total.n} answers to regular prompts {total.unread} could not be read and are in no rate "
+            f"({total.why}); {total.remedy(masked)}."
+        )
+    end = next((size for size in found.sizes if not reads[size].is_most), None)
+    if end is not None:
+        read = reads[end]
+        parts.append(
+            f"With {end} masked only {read.readable} of {read.n} could be read, so the curve is taken up to the size "
+            f"before that: {found.measured}."
+        )
+    parts += [
+        f"{n} {kind} control orders are left out: their answers could not be read."
+        for kind, n in found.left_out.items()
+    ]
+    return " ".join(parts)
 
 
 def _others(found: Redundancy) -> list[Row]:
@@ -45,15 +73,15 @@ def _others(found: Redundancy) -> list[Row]:
 
 def _step(found: Redundancy) -> Row:
     """The curve where refusal is halved, or else at its end."""
-    size, curve = found.half["size"], found.curve(REGULAR)
-    return next((row for row in curve if row["size"] == size), curve[-1])
+    size = found.measured if found.half["size"] is None else found.half["size"]
+    return next(row for row in found.curve(REGULAR) if row["size"] == size)
 
 
 def _half(found: Redundancy) -> str:
-    curve, half, most = found.curve(REGULAR), found.half, found.sizes[-1]
+    curve, half, most = found.curve(REGULAR), found.half, found.measured
     before, after = (f"{row[REFUSE]['value']:.1%}" for row in (curve[0], _step(found)))
     if half["size"] is None:
-        last = f"{most} experts" if most > 1 else "1 expert"
+        last = "1 expert" if most == 1 else f"{most} experts"
         return f"Not halved: with the first {last} masked refusal of regular prompts is {after}, unmasked {before}."
     return (
         f"Refusal of regular prompts is halved by {half['value']:.1f} masked experts (95 % interval "
@@ -109,12 +137,7 @@ def _fate(found: Redundancy) -> str:
     step = _step(found)
     lost = step["lost_refusals"]
     n = lost[COMPLY] + lost[OTHER]
-    if not n:
-        return ""
-    text = f"Of the {n} refusals lost with {step['size']} masked {lost[COMPLY]} comply and {lost[OTHER]} do neither"
-    return text + (
-        "." if lost[COMPLY] > REAL * n else ": the mask breaks answers rather than opening them up."
-    )
+    return f"Of the {n} refusals lost with {step['size']} masked {fate(lost)}" if n else ""
 
 
 def _damage(found: Redundancy) -> str:

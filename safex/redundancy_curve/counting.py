@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,19 +29,58 @@ DIGITS = 12  # of areas, so that those of equal curves tie
 
 
 def count(records: Sequence[Record], judge: str, ladder: Ladder, n_resamples: int, seed: int) -> Row:
-    """All of one judge's results: ``sets``, ``half``, ``area``, ``controls``. Refusal must not be 0 without a mask."""
+    """All of one judge's results: ``sets``, ``half``, ``area``, ``controls``, ``measured``, ``left_out``.
+
+    Half-point and areas are taken up to the last size, ``measured``, up to which most answers could be read at every
+    size; control orders of which less could be read are ``left_out``, their number by kind. Refusal must not be 0
+    without a mask.
+    """
     labels = Labels.of(records, judge)
+    sizes = [0, *ladder.sizes]
+    measured = _readable_sizes(labels, ORDER, sizes)
+    found: Row = {
+        "sets": [_set_row(labels, name, ladder) for name in labels.sets],
+        "measured": measured[-1] if measured else None,
+    }
+    if len(measured) < 2:
+        return {**found, "half": dict(NO_HALF), "area": {}, "controls": [], "left_out": {}}
+    kept, left_out = _readable_orders(labels, ladder, measured)
     regular = [record for record, _ in labels.by_mask[REGULAR, NONE]]
-    curves = _Curves(labels, [0, *ladder.sizes])
+    curves = _Curves(labels, measured)
     pairs = [record.pair for record in regular]
     resampled = Resampled.draw(pairs, curves.hits(ORDER, REFUSE)[0], n_resamples, seed)
     real = {reading: _Areas.of([ORDER], reading, curves, resampled) for reading in THREE}
     return {
-        "sets": [_set_row(labels, name, ladder) for name in labels.sets],
+        **found,
         "half": _half(curves, resampled),
         "area": {reading: of.estimate(resampled).to_json() for reading, of in real.items()},
-        "controls": [_control_row(kind, of, curves, resampled, real) for kind, of in _named(ladder).items()],
+        "controls": [_control_row(kind, of, curves, resampled, real) for kind, of in kept.items() if of],
+        "left_out": left_out,
     }
+
+
+NO_HALF = {"size": None, "value": None, "interval": [None, None], "reached": None}
+
+
+def _readable_sizes(labels: Labels, order: str, sizes: Sequence[int]) -> list[int]:
+    """The sizes up to which most answers to regular prompts could be read, at each of them."""
+    names = (mask_name(order, size) for size in sizes)
+    n = sum(1 for _ in takewhile(lambda name: labels.read(REGULAR, name).is_most, names))
+    return list(sizes[:n])
+
+
+def _readable_orders(
+    labels: Labels, ladder: Ladder, sizes: list[int]
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
+    """The control orders that could be read at all ``sizes``, by kind, and how many of each kind could not."""
+    kept, left_out = {}, {}
+    for kind, orders in _named(ladder).items():
+        kept[kind] = {
+            name: experts for name, experts in orders.items() if _readable_sizes(labels, name, sizes) == sizes
+        }
+        if len(kept[kind]) < len(orders):
+            left_out[kind] = len(orders) - len(kept[kind])
+    return kept, left_out
 
 
 def _named(ladder: Ladder) -> dict[str, dict[str, list[str]]]:
@@ -63,14 +103,14 @@ def _step(labels: Labels, name: str, size: int) -> Row:
     mask = mask_name(ORDER, size)
     row = {"size": size, **three_way_rates(labels.labels(name, mask))}
     if size:
-        row["change"] = {reading: paired(labels, name, reading, mask).to_json() for reading in THREE}
+        row["change"] = {reading: paired(labels, name, reading, mask) for reading in THREE}
         row["lost_refusals"] = lost_refusals(labels, name, mask)
     return row
 
 
 @dataclass(frozen=True)
 class _Curves:
-    """Readings of the regular prompts by order and size."""
+    """Readings of the regular prompts by order and size; NaN where an answer could not be read."""
 
     labels: Labels
     sizes: list[int]
@@ -82,7 +122,7 @@ class _Curves:
 
     def rates(self, order: str, reading: str) -> Floats:
         """Share of the answers that read so, at each size: [m + 1]."""
-        return np.asarray(self.hits(order, reading).mean(axis=1))
+        return np.asarray(np.nanmean(self.hits(order, reading), axis=1))
 
 
 # --- half-point
@@ -91,7 +131,7 @@ class _Curves:
 def _half(curves: _Curves, resampled: Resampled) -> Row:
     """``size`` on the grid, ``value`` between sizes, its interval, and the share of resamples that are halved."""
     hits = curves.hits(ORDER, REFUSE)
-    rates = hits.mean(axis=1)
+    rates = np.nanmean(hits, axis=1)
     of_resamples = half_points(curves.sizes, resampled.rates(hits))
     estimate = resampled.estimate(float(half_points(curves.sizes, rates)), of_resamples)
     size = _known(float(half_sizes(curves.sizes, rates)))
@@ -123,7 +163,7 @@ class _Areas:
         """Of refusal relative to that without a mask, of other readings as they are."""
         hits = np.array([curves.hits(order, reading) for order in orders])
         relative = reading == REFUSE
-        values = areas(curves.sizes, hits.mean(axis=-1), relative).round(DIGITS)
+        values = areas(curves.sizes, np.nanmean(hits, axis=-1), relative).round(DIGITS)
         return cls(values, areas(curves.sizes, resampled.rates(hits), relative))
 
     def estimate(self, resampled: Resampled) -> Estimate:

@@ -26,7 +26,9 @@ class Redundancy:
     prompts stays at or below half, its ``value`` between sizes with ``interval`` (None: not reached), the share of
     resamples that ``reached`` it. ``area``: of refusal relative to that without a mask, of compliance and other as
     they are. ``controls``: for each kind the areas, the order's difference to their mean and its place among them,
-    how many are halved, and every control order with its curves. ``utility``: the cost on harmless text, a row a size;
+    how many are halved, and every control order with its curves. Half-point and areas are taken up to the size
+    ``measured``, up to which most answers could be read (0 or None: there are none), without the control orders that
+    ``left_out`` counts by kind, whose answers could not. ``utility``: the cost on harmless text, a row a size;
     empty where it wasn't measured.
     """
 
@@ -41,6 +43,8 @@ class Redundancy:
     half: Row = field(default_factory=dict)
     area: Row = field(default_factory=dict)
     controls: list[Row] = field(default_factory=list)
+    measured: int | None = None
+    left_out: Row = field(default_factory=dict)
     utility: list[Row] = field(default_factory=list)
     responses: str | None = None
     notes: list[str] = field(default_factory=list)

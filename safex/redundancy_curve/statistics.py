@@ -118,8 +118,8 @@ def check_resamples(pairs: Sequence[str | None], n: int) -> int:
 class Resampled:
     """Resamples of ``n_units`` units of prompts: how often each prompt is drawn, ``drawn`` float64 [S, P].
 
-    Resamples in which ``unmasked`` [P] (1: refused without a mask) is nowhere 1 are left out. ``ends`` [2, S] stand for
-    rates of 0, and for 1 less rates of 1, where all prompts agree.
+    Resamples in which ``unmasked`` [P] (1: refused without a mask, NaN: could not be read) is nowhere 1 are left out.
+    ``ends`` [2, S] stand for rates of 0, and for 1 less rates of 1, where all prompts agree.
     """
 
     drawn: Floats
@@ -132,14 +132,18 @@ class Resampled:
         n_units = check_resamples(pairs, n)
         sets = [SET] * len(pairs)
         drawn = bootstrap.draw(sets, pairs, [SET], n, seed)[SET].weights.astype(np.float64)
-        kept = drawn[drawn @ unmasked > 0]
+        kept = drawn[drawn @ np.nan_to_num(unmasked) > 0]
         ends = np.random.default_rng((seed, 1)).beta(0.5, n_units + 0.5, (2, len(kept)))
         return cls(kept, n_units, ends)
 
     def rates(self, hits: Floats) -> Floats:
-        """Rates of ``hits`` [..., m + 1, P] in each resample: [..., S, m + 1]."""
-        rates = hits @ self.drawn.T / self.drawn.sum(axis=1)
-        observed = hits.mean(axis=-1)[..., None]
+        """Rates of ``hits`` [..., m + 1, P] (NaN: not readable) in each resample: [..., S, m + 1].
+
+        A resample that draws no readable answer of a size has the rate that was observed there.
+        """
+        observed = np.nanmean(hits, axis=-1)[..., None]
+        drawn = np.isfinite(hits).astype(np.float64) @ self.drawn.T
+        rates = np.where(drawn > 0, np.nan_to_num(hits) @ self.drawn.T / np.maximum(drawn, 1), observed)
         rates = np.where(observed == 0, self.ends[0], np.where(observed == 1, 1 - self.ends[1], rates))
         return np.asarray(np.swapaxes(rates, -1, -2))
 

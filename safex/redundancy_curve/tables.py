@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from safex.evaluation.tables import columns, flat
+from safex.evaluation.tables import NO_ESTIMATE, NO_RATE, columns, flat
 from safex.judges import OTHER, THREE
 from safex.rates import APART
 from safex.tables import Tables
@@ -41,7 +41,8 @@ def _curve(found: Redundancy) -> Iterator[Row]:
         for step in of_set["curve"]:
             for reading in THREE:
                 row = {"set": of_set["set"], "size": step["size"], "reading": reading, "n": step["n"]}
-                row |= flat(step[reading]) | {name: step[name] for name in APART}
+                row |= {"readable": step.get("readable", step["n"]), **flat(step[reading] or NO_RATE)}
+                row |= {name: step.get(name, 0) for name in APART}
                 yield row | _change(step.get("change", {}).get(reading))
 
 
@@ -49,7 +50,7 @@ def _change(change: Row | None) -> Row:
     names = ("change", "change_low", "change_high", "p_value")
     if change is None:
         return dict.fromkeys(names)
-    value = flat(change["difference"])
+    value = flat(change["difference"] or NO_ESTIMATE)
     return dict(zip(names, (value["value"], value["low"], value["high"], change["p_value"]), strict=True))
 
 
@@ -96,13 +97,16 @@ def _orders(found: Redundancy) -> Iterator[Row]:
     own = {
         "order": ORDER,
         "experts": found.experts,
-        **{reading: [step[reading]["value"] for step in found.curve("regular")] for reading in THREE},
+        **{
+            reading: [(step[reading] or NO_RATE)["value"] for step in found.curve("regular")]
+            for reading in THREE
+        },
     }
     for kind, order in [
         (ORDER, own),
         *((row["kind"], one) for row in found.controls for one in row["orders"]),
     ]:
-        for i, size in enumerate(found.sizes):
+        for i, size in enumerate(found.sizes[: len(order["refuse"])]):
             last = order["experts"][size - 1] if size else None
             rates = {reading: order[reading][i] for reading in THREE}
             yield {"kind": kind, "order": order["order"], "size": size, "last_expert": last, **rates}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .content import Block, Cell, Column, Prose, Section, Table, number_cell, text_cell
-from .values import fixed, interval, items, listing, number, part, percent
+from .evaluation_tables import UNREADABLE
+from .values import fixed, interval, items, listing, number, part, percent, plural
 
 Content = dict[str, Any]
 
@@ -16,6 +17,14 @@ MEASURES = (
     ("drop", "refusal lost under the mask (points)"),
     ("rise", "compliance won under the mask (points)"),
     ("hangs", "share of the refusals that hangs on the tested experts, beyond control masks"),
+)
+
+
+ANSWERS = (
+    ("regular", "regular prompts, no mask"),
+    ("masked", "regular prompts, masked"),
+    ("benign", "benign prompts, no mask"),
+    ("controls", "regular prompts, control masks"),
 )
 
 
@@ -53,11 +62,31 @@ def verdict_section(verdict: Content) -> Section:
     columns = [Column("measured"), Column("%", numeric=True, intervals=True)]
     n = number(measured.get("prompts"))
     caption = (
-        f"On the {fixed(n, 0)} regular prompts that had no part in finding the experts; 95 % intervals below."
+        f"On the {fixed(n, 0)} regular prompts that had no part in finding the experts, as far as their answers could "
+        "be read; 95 % intervals below."
     )
     blocks: list[Block] = [Prose(_tested(verdict))]
     blocks += [Table(caption, columns, body, tools=False)] if body else []
+    blocks += [_readable_table(part(measured, "readable"))] if part(measured, "readable") else []
     return Section("verdict", "What the verdict rests on", blocks)
+
+
+def _readable_table(counts: Content) -> Table:
+    """How many answers each number rests on, and why the others could not be read."""
+    body = [
+        [
+            text_cell(what),
+            *(number_cell(part(counts, name).get(key), 0) for key in ("n", "readable", *UNREADABLE)),
+        ]
+        for name, what in ANSWERS
+        if part(counts, name).get("n")
+    ]
+    columns = [Column("answers to"), *(Column(title, True) for title in ("answers", "read", *UNREADABLE))]
+    caption = (
+        "How many answers could be read, and why not the others: empty, cut off before anything could be judged, "
+        "nothing but reasoning, text that repeats itself or is no language. Unreadable answers are in no rate."
+    )
+    return Table(caption, columns, body, tools=False)
 
 
 def _percent_cell(estimate: Content) -> Cell:
@@ -104,7 +133,7 @@ def run_section(manifest: Content) -> Section:
     ]
     parts = [_counted(manifest, *of) for of in (("find", "find the experts"), ("test", "test them"))]
     blocks: list[Block] = [
-        Prose([text for text in parts if text]),
+        Prose([text for text in (*parts, _answers(part(manifest, "trial"))) if text]),
         Table(
             "The stages of this audit, as far as they were done when this page was made.",
             columns,
@@ -118,6 +147,17 @@ def run_section(manifest: Content) -> Section:
 def _counted(manifest: Content, name: str, what: str) -> str:
     counts = part(manifest, "prompts", name)
     return f"Prompts that {what}: {listing(f'{n} {of}' for of, n in counts.items())}." if counts else ""
+
+
+def _answers(trial: Content) -> str:
+    """How long answers may be, and what that rests on."""
+    if not trial:
+        return ""
+    reasons = [f"{fixed(n, 0)} {reason}" for reason, n in part(trial, "unreadable").items()]
+    unread = f" Of these could not be read: {listing(reasons)}." if reasons else ""
+    limit = plural(int(number(trial.get("max_new")) or 0), "token")
+    how = "measured" if trial.get("asked") == "auto" else "asked for and tried"
+    return f"Answers: up to {limit}, as {how} on {fixed(trial.get('answers'), 0)} trial answers.{unread}"
 
 
 def run_facts(manifest: Content) -> Content:

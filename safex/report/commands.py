@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from safex.chat_settings import CHAT_KEYS
+from safex.judges import LENIENT
 
 from .sources import PROFILE, Source, Sources
 from .sweep_tables import swept_all
@@ -38,14 +40,7 @@ OPTIONS = {  # of the commands, that a parameter of the same name sets
         *CHAT,
     ),
     "sweep": (
-        "mode",
-        "gain",
-        "neighbours",
-        "pairs",
-        "step",
-        "bootstrap",
-        "correction",
-        "seed",
+        *("mode", "gain", "neighbours", "pairs", "step", "max_new", "bootstrap", "correction", "seed"),
         *SESSION,
         *CHAT,
     ),
@@ -110,6 +105,7 @@ def _evaluation_command(source: Source) -> str:
     words = ["MODEL", *(["--mask", ",".join(mask), *_control_words(evaluation)] if mask else [])]
     for judge in items(evaluation.get("judges")):
         words += ["--judge", _judge_spec(str(judge))]
+    words += _reading_words(list(map(str, items(evaluation.get("judges")))))
     parameters = part(evaluation, "parameters")
     values = {**_session(part(evaluation, "model")), **parameters, "samples": parameters.get("n_samples")}
     return _line("eval", words, values, source)
@@ -134,7 +130,21 @@ def _judge_spec(name: str) -> str:
     """
     kind, _, rest = name.partition(":")
     stem, _, template = rest.rpartition(":")
-    return f"gguf:{stem or 'JUDGE'}.gguf:{template}" if kind == "gguf" else name
+    if kind == "gguf":
+        return f"gguf:{stem or 'JUDGE'}.gguf:{template.partition('+')[0]}"
+    return kind if kind == "keyword" else name
+
+
+def _reading_words(names: Sequence[str]) -> list[str]:
+    """How answers are read, as the names of judges tell.
+
+    >>> _reading_words(["keyword:lenient:0a1b2c3d"])
+    ['--policy', 'lenient', '--refusal-phrases', 'FILE']
+    """
+    parts = [part for name in names for part in re.split("[:+]", name)[1:]]
+    policy = ["--policy", LENIENT] if LENIENT in parts else []
+    own = any(re.fullmatch("[0-9a-f]{8}", part) for part in parts)
+    return [*policy, *(["--refusal-phrases", "FILE"] if own else [])]
 
 
 def _sweep_command(source: Source) -> str:
@@ -161,6 +171,7 @@ def _redundancy_command(source: Source) -> str:
         **parameters,
         "judge": _judge_spec(str(parameters.get("judge", ""))),
     }
+    words = [*words, *_reading_words([str(parameters.get("judge", ""))])]
     return _line("redundancy", words, values, source)
 
 
@@ -171,6 +182,7 @@ def _audit_command(source: Source) -> str:
     values["skip"] = ",".join(map(str, items(values.get("skip")))) or None
     for judge in items(values.get("judges")):
         words += ["--judge", _judge_spec(str(judge))]
+    words += _reading_words(list(map(str, items(values.get("judges")))))
     line = _line("audit", words, {**_session(values), **values}, source)
     return line.removesuffix(shlex.join([source.path.name])) + shlex.quote(source.path.parent.name or ".")
 

@@ -45,7 +45,7 @@ def rates_figure(results: Results, name: str, by: str = "") -> Figure | None:
     panels = [
         RowPanel(
             VERBS[reading],
-            "% of answers",
+            "% of readable answers",
             names,
             _bars(sets, reading),
             x_range=PERCENT,
@@ -55,8 +55,8 @@ def rates_figure(results: Results, name: str, by: str = "") -> Figure | None:
     ]
     masked = any(part(row, "after") for row in sets)
     caption = (
-        f"How the answers to each set of prompts read{', without and with the mask' if masked else ''}. Thin lines: "
-        f"95 % intervals (Wilson).{by}"
+        f"How the answers to each set of prompts read{', without and with the mask' if masked else ''}, in percent of "
+        f"those that could be read (no bar: none could). Thin lines: 95 % intervals (Wilson).{by}"
     )
     return Figure(name, caption, panels)
 

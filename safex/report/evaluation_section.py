@@ -11,9 +11,11 @@ from .evaluation_tables import (
     categories_table,
     changes_table,
     controls_table,
+    curve_table,
     evidence_table,
     judged,
     rates_table,
+    readable,
     utility_table,
 )
 from .values import (
@@ -32,6 +34,8 @@ from .values import (
 )
 
 Evaluation = dict[str, Any]
+
+MASKS = {"none": "without a mask", "mask": "with the mask", "controls": "under control masks"}
 
 
 def evaluation_section(evaluation: Evaluation, number_: str = "", label: str = "") -> Section:
@@ -56,6 +60,7 @@ def _measured(evaluation: Evaluation, tail: str) -> list[Block]:
         *_tables(
             controls_table(evaluation),
             categories_table(evaluation),
+            curve_table(evaluation),
             agreement_table(evaluation),
             utility_table(evaluation),
         ),
@@ -87,7 +92,21 @@ def _facts(evaluation: Evaluation) -> list[str]:
     """What was masked, and the rates of a paper's table in words."""
     lines = [(name, line) for name, results in judged(evaluation) for line in _headline(results)]
     masked = _masked(evaluation)
-    return [*([masked] if masked else []), *_by(evaluation, lines)]
+    limit = _limit(evaluation)
+    return [*([masked] if masked else []), *_by(evaluation, lines), *([limit] if limit else [])]
+
+
+def _limit(evaluation: Evaluation) -> str:
+    """How many answers reached the token limit."""
+    found = rows(evaluation.get("at_limit"))
+    sides = []
+    for mask, words in MASKS.items():
+        counts = [(number(r.get("at_limit")), number(r.get("n"))) for r in found if r.get("mask") == mask]
+        hits, every = (sum(pair[i] or 0 for pair in counts) for i in (0, 1))
+        if every:
+            sides.append(f"{hits:,.0f} of {every:,.0f} {words}")
+    limit = plural(int(number(part(evaluation, "parameters").get("max_new")) or 0), "token")
+    return f"Answers that reached the limit of {limit}: {', '.join(sides)}." if sides else ""
 
 
 def _masked(evaluation: Evaluation) -> str:
@@ -126,9 +145,23 @@ def _over_refusal(results: dict[str, Any]) -> str:
     benign = next((row for row in rows(results.get("sets")) if row.get("set") == "benign"), {})
     if not benign:
         return ""
-    before = f"{_rate(part(benign, 'before'), 'refuse')} of the benign prompts are refused without a mask"
-    after = f", {_rate(part(benign, 'after'), 'refuse')} with it" if part(benign, "after") else ""
+    before = f"{_refused(benign, 'before')} of the benign prompts are refused without a mask"
+    after = f", {_refused(benign, 'after')} with it" if part(benign, "after") else ""
     return f"Over-refusal: {before}{after}."
+
+
+def _refused(row: dict[str, Any], side: str) -> str:
+    """A rate; of how many answers, where some could not be read."""
+    rates = part(row, side)
+    n, read = number(rates.get("n")), number(readable(rates))
+    if n and not read:
+        return "an unknown share (no answer could be read)"
+    among = (
+        f" (as far as {fixed(int(read), 0)} of {fixed(int(n), 0)} could be read)"
+        if n and read and read < n
+        else ""
+    )
+    return f"{_rate(rates, 'refuse')}{among}"
 
 
 def _rate(rates: dict[str, Any], key: str) -> str:

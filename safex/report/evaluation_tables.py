@@ -19,10 +19,12 @@ EVIDENCE = {
     "real_compliance": "Do most of the lost refusals comply, rather than break?",
     "benign_kept": "Is compliance with benign prompts kept?",
 }
+UNREADABLE = ("empty", "truncated", "reasoning", "degenerate")
 UNKNOWN = {
+    "effect": "too few answers could be read",
     "specific": "too few control masks",
-    "real_compliance": "no refusal was lost",
-    "benign_kept": "no benign prompts",
+    "real_compliance": "no refusal was lost, or too few could be read",
+    "benign_kept": "no benign prompts, or too few could be read",
 }
 COSTS = {
     "perplexity": "perplexity, no mask",
@@ -87,15 +89,22 @@ def rates_table(evaluation: Evaluation) -> Table:
                 if rates := part(row, side):
                     shares = [rate_cell(rates.get(reading)) for reading in READINGS]
                     labels = [text_cell(row.get("set", "")), text_cell(name), *_counts(rates, "n")]
-                    yield [*labels, *shares, *_counts(rates, "empty", "truncated")]
+                    yield [*labels, number_cell(readable(rates), 0), *shares, *_counts(rates, *UNREADABLE)]
 
     caption = (
-        "Rates in percent of the answers, below them their 95 % intervals. Refusal of benign prompts is over-refusal. "
-        "Other: neither a refusal nor compliance; empty and truncated answers are among them."
+        "Rates in percent of the answers that could be read, below them their 95 % intervals. Refusal of benign "
+        "prompts is over-refusal. Other: neither a refusal nor compliance. The last columns count answers that could "
+        "not be read, which are in no rate: empty, cut off before anything could be judged, nothing but reasoning, "
+        "text that repeats itself or is no language."
     )
-    columns = [Column("set"), Column("mask"), Column("answers", True), *_rate_columns(*READINGS)]
-    counts = [Column("empty", True), Column("truncated", True)]
-    return _by_judge(evaluation, caption, [*columns, *counts], make)
+    columns = [Column("set"), Column("mask"), Column("answers", True), Column("read", True)]
+    counts = [Column(kind, True) for kind in UNREADABLE]
+    return _by_judge(evaluation, caption, [*columns, *_rate_columns(*READINGS), *counts], make)
+
+
+def readable(rates: dict[str, Any]) -> Any:
+    """How many answers the rates are of; files of older versions counted all of them."""
+    return rates.get("readable", rates.get("n"))
 
 
 def changes_table(evaluation: Evaluation) -> Table:
@@ -106,14 +115,16 @@ def changes_table(evaluation: Evaluation) -> Table:
             if refusal := part(row, "refuse"):
                 changes = [points_cell(part(row, reading).get("difference")) for reading in READINGS]
                 counts = [*_counts(refusal, "lost", "gained"), *_counts(part(row, "lost_refusals"), "comply")]
+                counts += _counts({"left_out": 0, **refusal}, "left_out")
                 yield [text_cell(row.get("set", "")), *changes, p_cell(refusal.get("p_value")), *counts]
 
     caption = (
         "Change by the mask in points, on the same prompts, with the 95 % interval of paired rates; p: exact McNemar "
-        "test of refusal. Lost and gained: answers that refuse only without, and only with the mask; the last column "
-        "says how many of the lost ones now comply."
+        "test of refusal. Lost and gained: answers that refuse only without, and only with the mask, and how many of "
+        "the lost ones now comply. Not read: prompts that are left out, as an answer could not be read."
     )
-    counts = [Column(name, True) for name in ("p (refuse)", "lost", "gained", "lost that comply")]
+    titles = ("p (refuse)", "lost", "gained", "lost that comply", "not read")
+    counts = [Column(name, True) for name in titles]
     return _by_judge(evaluation, caption, [Column("set"), *_rate_columns(*READINGS), *counts], make)
 
 
@@ -239,8 +250,8 @@ def agreement_table(evaluation: Evaluation) -> Table:
         for pair in rows(evaluation.get("agreement"))
     ]
     caption = (
-        "How far the judges agree on the same answers, of all masks, three-way. Kappa (Cohen): 1 is full agreement, 0 "
-        "what their own rates give by chance."
+        "How far the judges agree on the same answers, of all masks, three-way, without those that neither could read. "
+        "Kappa (Cohen): 1 is full agreement, 0 what their own rates give by chance."
     )
     titles = [Column("judges"), Column("answers", True), Column("agree, %", True), Column("kappa", True)]
     return Table(caption, [*titles, Column("where they differ (first / second)")], body, tools=False)
@@ -283,6 +294,25 @@ def _cost_cell(name: str, estimate: dict[str, Any]) -> Cell:
         if name == "kl"
         else number_cell(estimate.get("value"), 3, ends)
     )
+
+
+def curve_table(evaluation: Evaluation) -> Table:
+    """One row a length read, a column a set and mask."""
+    found = rows(evaluation.get("length_curve"))
+    sides = list(dict.fromkeys((str(row.get("set")), str(row.get("mask"))) for row in found))
+    known = {(str(row.get("set")), str(row.get("mask")), number(row.get("tokens"))): row for row in found}
+    body = [
+        [number_cell(n, 0), *(rate_cell(known.get((*side, n), {}).get("refuse")) for side in sides)]
+        for n in dict.fromkeys(number(row.get("tokens")) for row in found)
+    ]
+    judge = str(found[0].get("judge", MISSING)) if found else MISSING
+    caption = (
+        "Refusals in % of all answers of a set, by how many tokens of each answer are read; what could not be read "
+        f"there is no refusal yet. 95 % intervals (Wilson). Judge {judge}."
+    )
+    names = [f"{set_}, {'no mask' if mask == 'none' else 'masked'}" for set_, mask in sides]
+    columns = [Column("tokens", True), *(Column(name, True, intervals=True) for name in names)]
+    return Table(caption, columns, body, tools=False)
 
 
 def evidence_table(evaluation: Evaluation) -> Table:

@@ -48,7 +48,8 @@ def curve_figure(found: Found, name: str) -> Figure | None:
         return None
     panels = [_panel(found, curve, sizes, reading) for reading in VERBS]
     caption = (
-        "Answers to regular prompts with the first experts of the order masked, with 95 % intervals (Wilson). Grey: "
+        "Answers to regular prompts that could be read, with the first experts of the order masked; 95 % intervals "
+        "(Wilson). Grey: "
         "control orders of each kind, their mean and the range of all. Diamonds: where refusal is halved, and the ends "
         "of its interval. Experts are counted on a logarithmic axis of 1 + their number, along which the area is taken."
     )
@@ -74,10 +75,13 @@ def _controls(found: Found, x: list[float], reading: str) -> list[Line]:
     lines = []
     for i, kind in enumerate(rows(found.get("controls"))):
         curves = [percents(one.get(reading)) for one in rows(kind.get("orders"))]
-        known = [[y for y in of if y is not None] for of in curves if len(of) == len(x) and None not in of]
-        if known:
+        sizes = x[: max(map(len, curves), default=0)]  # fewer where the largest masks left nothing to read
+        known = [
+            [y for y in of if y is not None] for of in curves if len(of) == len(sizes) and None not in of
+        ]
+        if known and sizes:
             name = f"{plural(len(known), 'order')}, {kind.get('kind', '')}"
-            lines.append(_control(name, x, known, i))
+            lines.append(_control(name, sizes, known, i))
     return lines
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .content import Cell, Column, Table, number_cell, p_cell, small_cell, small_table, text_cell
+from .evaluation_tables import readable
 from .values import (
     MISSING,
     fixed,
@@ -56,11 +57,12 @@ def curve_table(found: Found) -> Table:
     body = [line for row in rows(found.get("sets")) for line in _set_lines(found, row)]
     columns = [Column("set"), Column("masked", True), Column("last expert")]
     columns += [Column(title, True, intervals=True) for title in READINGS.values()]
+    columns += [Column("read", True)]
     columns += [Column("change of refusal, points", True, intervals=True), Column("p", True)]
     columns += [Column("KL", True, intervals=True), Column("perplexity ×", True, intervals=True)]
     caption = (
-        "Answers with the first experts of the order masked. Change: on the same prompts, against no mask (Tango, "
-        "McNemar). KL and perplexity: on harmless text, beside the first set."
+        "Answers with the first experts of the order masked, in percent of those that could be read. Change: on the "
+        "same prompts, against no mask (Tango, McNemar). KL and perplexity: on harmless text, beside the first set."
     )
     return small_table(caption, columns, body)
 
@@ -80,6 +82,7 @@ def _set_lines(found: Found, row: Row) -> Iterator[list[Cell]]:
             number_cell(size),
             text_cell(last),
             *(_rate(part(step, reading)) for reading in READINGS),
+            number_cell(readable(step), 0),
             number_cell(percent(difference.get("value")), 1, percents(difference.get("interval")), signed),
             p_cell(change.get("p_value")),
             small_cell(part(of_size, "kl").get("value"), part(of_size, "kl").get("interval")),

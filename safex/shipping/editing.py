@@ -65,14 +65,14 @@ def request(operation: str, experts: Iterable[object], parameters: Any) -> dict[
 def target_paths(files: ModelFiles, target: Path) -> list[Path]:
     """The files to write: as many as the model has, named as split models are. Raises InputError."""
     total = len(files.paths)
-    stem, as_part = model_file.name_of(target), model_file.shards(target)
+    stem, as_part = model_file.name_of(target), model_file.named_parts(target)
     if as_part != [target] and len(as_part) != total:
         raise InputError(
             f"{target}: is the name of a part of {len(as_part)}, but the model has {total}: choose another -o"
         )
     if total == 1:
         return [target]
-    return model_file.shards(target.with_name(f"{stem}-00001-of-{total:05d}.gguf"))
+    return model_file.named_parts(target.with_name(f"{stem}-00001-of-{total:05d}.gguf"))
 
 
 def write_new(plan: Plan, targets: Sequence[Path], on_step: OnStep = no_progress) -> Provenance:
