@@ -22,7 +22,7 @@ from .chat_messages import (
     with_last_text,
     with_word,
 )
-from .chat_settings import RESERVED, ChatSettings
+from .chat_settings import RESERVED, ChatSettings, to_date
 from .errors import InputError
 from .template_environment import compile_template, variables_read
 from .thinking import Thinking, resolve_thinking
@@ -209,7 +209,7 @@ class ChatTemplate:
     def use_recorded_date(self, recorded: object) -> None:
         """Take the date of the run that is resumed, unless one was given: ``recorded`` as ``describe`` wrote it."""
         if self.settings.date is None and isinstance(recorded, str):
-            self.date = datetime.date.fromisoformat(recorded)
+            self.date = to_date(recorded)
 
     def describe(self) -> dict[str, Any]:
         """What result files say of it: settings that were given or that count, and the hash of it all."""
