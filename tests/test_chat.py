@@ -610,6 +610,30 @@ def test_the_report_says_what_the_model_was_shown(
     assert "--system" in text and "--thinking off" in text
 
 
+def test_a_trace_says_what_the_model_was_shown(
+    tiny_with: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tiny_with(SWITCHED), tmp_path / "trace.json"
+    words = ["trace", str(path), "Hi", "--max-new", "1", "--threads", "1", "--quiet", "--thinking", "off"]
+    assert main([*words, "-o", str(output)]) == 0
+    assert json.loads(output.read_text())["chat.thinking"] == "off"
+    assert main([*words, "--raw"]) == 2
+    assert "--raw shows the text as it is" in capsys.readouterr().err
+
+
+def test_info_says_what_the_template_does_with_the_options(
+    tiny_with: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_with(SWITCHED + "{{ strftime_now('%Y') }}")
+    kwargs = '{"enable_thinking": true, "typo": 1}'
+    assert main(["info", str(path), "--json", "--threads", "1", "--template-kwargs", kwargs]) == 0
+    said = json.loads(capsys.readouterr().out)["chat"]
+    assert said["problem"] is None and said["shows_date"]
+    assert said["variables"] == ["enable_thinking"]
+    assert said["switches"] == {"on": "enable_thinking = True", "off": "enable_thinking = False"}
+    assert "reads no 'typo'" in said["notes"][0]
+
+
 SERVED = """
 import json, sys
 from pathlib import Path
