@@ -165,7 +165,8 @@ class ChatTemplate:
 
     def thinking_switches(self) -> dict[str, str]:
         """What "on" and "off" set, in words; empty where the template has no switch."""
-        return {name: resolve_thinking(self, name == "on").what for name in ("on", "off")}
+        bare = ChatTemplate(self.source, special=self._special)
+        return {name: resolve_thinking(bare, name == "on").what for name in ("on", "off")}
 
     @property
     def variables(self) -> dict[str, Any]:

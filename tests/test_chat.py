@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
+from cli_runner import environment
 
 import safex
 from safex import chat as chat_module
+from safex.attribution.starts import Starts
+from safex.auditing.stages import STAGES
 from safex.chat import ChatTemplate
 from safex.chat_settings import ChatSettings, read_system
 from safex.cli import main
 from safex.errors import InputError
 from safex.prompts import Prompt
+from safex.serve_gate import RefusedError, prepare
 
 CHATML = (
     "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor -%}"
@@ -33,6 +39,7 @@ NO_SYSTEM = (
 DROPS_SYSTEM = CHATML.replace("in messages -%}", "in messages if m.role != 'system' -%}")
 BROKEN = "{% for m in messages %}{{ m.content }}"
 REFUSES_ALL = "{{ raise_exception('never') }}"
+STAGE_NAMES = [stage.name for stage in STAGES]
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -501,3 +508,171 @@ def test_profiles_of_other_prompts_are_no_shards_of_one_run(tiny_with: Callable[
             profiles.append(model.profile(safex.PromptSet.of([f"prompt {number}"], set=f"s{number}")))
     with pytest.raises(InputError, match=r"differ in chat\.system"):
         safex.Profile.merge(profiles)
+
+
+# --- the other commands
+
+
+def test_a_sweep_that_goes_on_shows_the_date_of_the_day_on_which_it_began(
+    tiny_with: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = tiny_with(DATED), tmp_path / "out.sweep.json"
+    prompts = safex.PromptSet.of(["one", "two"], set="regular")
+    starts = Starts(((5,),), ((6,),), {}, {})
+
+    def run(model: safex.Model, **more: Any) -> Any:
+        found = safex.sweep(model, ["1:1"], prompts, starts=starts, bootstrap=10, output=output, **more)
+        return found.model["chat.date"]
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done:
+            raise _StoppedError
+
+    monkeypatch.setattr(chat_module, "today", lambda: datetime.date(2026, 5, 6))
+    with safex.Model(path, n_threads=1) as model, pytest.raises(_StoppedError):
+        run(model, progress=stop)
+    monkeypatch.setattr(chat_module, "today", lambda: datetime.date(2026, 5, 7))
+    with (
+        safex.Model(path, n_threads=1, date="2026-05-07") as other,
+        pytest.raises(InputError, match=r"chat\.date"),
+    ):
+        run(other, resume=True)
+    with safex.Model(path, n_threads=1) as model:
+        assert run(model, resume=True) == "2026-05-06"
+
+
+def test_an_audit_that_goes_on_asks_the_same(
+    tiny_with: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tiny_with(DATED), tmp_path / "tiny.audit"
+    skip = ["identify", "sweep", "probe", "evaluate", "redundancy", "report"]
+
+    def run(**settings: Any) -> dict[str, Any]:
+        with safex.Model(path, n_threads=1, **settings) as model:
+            found = safex.audit(
+                model, folder, skip=[name for name in skip if name in STAGE_NAMES], limit=4, max_new=2
+            )
+        parameters: dict[str, Any] = found.manifest["parameters"]
+        return parameters
+
+    monkeypatch.setattr(chat_module, "today", lambda: datetime.date(2026, 5, 6))
+    assert run()["chat.date"] == "2026-05-06"
+    monkeypatch.setattr(chat_module, "today", lambda: datetime.date(2026, 5, 7))
+    assert run()["chat.date"] == "2026-05-06"
+    for settings, name in (({"date": "2026-05-07"}, "date"), ({"system": "x"}, "system")):
+        with pytest.raises(InputError, match=rf"chat\.{name}"):
+            run(**settings)
+
+
+def test_the_logit_judge_sees_the_prompts_that_were_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--limit", "2", "--max-new", "32", "--threads", "1", "--quiet"]
+    assert main(["eval", "demo", "--system", "Be brief.", *words]) == 0
+    (header, *_) = (tmp_path / "demo.responses.jsonl").read_text().splitlines()
+    assert json.loads(header)["model"]["chat.system"] == "Be brief."
+    judge = [
+        "judge",
+        "demo.responses.jsonl",
+        "--judge",
+        "logit",
+        "--model",
+        "demo",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    assert main([*judge, "-o", "judged.jsonl"]) == 0
+    capsys.readouterr()
+    assert main([*judge, "-o", "other.jsonl", "--system", "Be long."]) == 2
+    assert "would be shown other prompts" in capsys.readouterr().err
+
+
+def test_the_report_says_what_the_model_was_shown(
+    tiny_with: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, profile, page = tiny_with(SWITCHED), tmp_path / "p.profile.gguf", tmp_path / "p.html"
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    words = [
+        "--prompts",
+        f"regular={tmp_path / 'prompts.txt'}",
+        "--thinking",
+        "off",
+        "--system",
+        "Be <brief>.",
+    ]
+    assert main(["profile", str(path), "-o", str(profile), "--threads", "1", *words]) == 0
+    assert "gets enable_thinking = False" in capsys.readouterr().err
+    assert main(["report", str(profile), "-o", str(page), "--quiet"]) == 0
+    text = page.read_text()
+    assert "system message “Be &lt;brief&gt;.”, thinking off; template hash" in text
+    assert "--system" in text and "--thinking off" in text
+
+
+def test_a_trace_says_what_the_model_was_shown(
+    tiny_with: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tiny_with(SWITCHED), tmp_path / "trace.json"
+    words = ["trace", str(path), "Hi", "--max-new", "1", "--threads", "1", "--quiet", "--thinking", "off"]
+    assert main([*words, "-o", str(output)]) == 0
+    assert json.loads(output.read_text())["chat.thinking"] == "off"
+    assert main([*words, "--raw"]) == 2
+    assert "--raw shows the text as it is" in capsys.readouterr().err
+
+
+def test_info_says_what_the_template_does_with_the_options(
+    tiny_with: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_with(SWITCHED + "{{ strftime_now('%Y') }}")
+    kwargs = '{"enable_thinking": true, "typo": 1}'
+    assert main(["info", str(path), "--json", "--threads", "1", "--template-kwargs", kwargs]) == 0
+    said = json.loads(capsys.readouterr().out)["chat"]
+    assert said["problem"] is None and said["shows_date"]
+    assert said["variables"] == ["enable_thinking"]
+    assert said["switches"] == {"on": "enable_thinking = True", "off": "enable_thinking = False"}
+    assert "reads no 'typo'" in said["notes"][0]
+
+
+SERVED = """
+import json, sys
+from pathlib import Path
+import safex
+from safex.chat_settings import ChatSettings
+from safex.serve import Served
+from safex.serve_llama import LoadOptions, masked_llama
+
+path, shown = Path(sys.argv[1]), json.loads(sys.argv[2])
+said = []
+with masked_llama(path, [], LoadOptions(n_ctx=256, n_threads=1, chat=ChatSettings.of(**shown))) as llama:
+    tokenize = llama.tokenize
+    llama.tokenize = lambda *args, **more: said.append(tokenize(*args, **more)) or said[-1]
+    for messages in json.loads(sys.argv[3]):
+        llama.create_chat_completion(messages=messages, max_tokens=1)
+    card = Served(path).card(llama.shown)
+with safex.Model(path, n_threads=1, **shown) as model:
+    wanted = model.encode("Hi").tokens
+    same = {name: card["metadata"].get(name) == value for name, value in model.chat.describe().items()}
+print(json.dumps([said, wanted, same]))
+"""
+
+
+def test_the_server_shows_what_a_model_shows(tiny_with: Callable[[str], Path]) -> None:
+    path = tiny_with(DATED + "{{ '<think></think>' if enable_thinking is defined and not enable_thinking }}")
+    shown = {"system": "Be brief.", "thinking": "off", "date": "2026-03-04"}
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    own = [{"role": "system", "content": "Own."}, *HI]
+    words = [sys.executable, "-c", SERVED, str(path), json.dumps(shown), json.dumps([HI, parts, own])]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (plain, as_parts, with_own), wanted, same = json.loads(done.stdout)
+    assert plain == as_parts == wanted
+    assert with_own != wanted
+    assert len(same) == 4 and all(same.values())
+
+
+@pytest.mark.parametrize("name", ["chat_template_kwargs", "reasoning_effort", "chat_template"])
+def test_the_server_takes_from_no_request_what_it_shows(name: str) -> None:
+    request = {"messages": HI, name: {"enable_thinking": False}}
+    with pytest.raises(RefusedError, match="start the server with --template-kwargs"):
+        prepare(json.dumps(request).encode(), "demo", 100)

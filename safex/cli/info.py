@@ -68,11 +68,13 @@ def describe_model(args: argparse.Namespace, out: Output) -> None:
         raise InputError(f"{args.file}: only a profile has tables for --csv and --parquet, this is a model")
     args.model = args.file
     progress = make_progress(args.file, out.quiet)
-    with progress, open_model(args, progress.loading, needs_experts=False) as model:
+    with progress, open_model(args, progress.loading, needs_experts=False, is_shown_prompts=False) as model:
         facts = model_facts(model)
     out.text(table(["", ""], _model_rows(facts)))
     if not facts["chat_template"]:
         out.note(f"note: {NO_TEMPLATE}")
+    for note in (facts["chat"] or {}).get("notes", ()):
+        out.note(f"note: {note}")
     out.result(facts)
 
 
@@ -116,12 +118,19 @@ def chat_facts(chat: ChatTemplate) -> dict[str, Any] | None:
         return None
     from safex.chat_settings import CHAT_KEYS
 
-    facts: dict[str, Any] = {"problem": None, "variables": [], "switches": {}, "shows_date": False}
+    facts: dict[str, Any] = {
+        "problem": None,
+        "variables": [],
+        "switches": {},
+        "shows_date": False,
+        "notes": [],
+    }
     try:
         facts["variables"] = chat.readable_variables
         chat.check()
         facts["switches"] = chat.thinking_switches()
         facts["shows_date"] = chat.uses_date
+        facts["notes"] = chat.notes()
     except InputError as error:
         facts["problem"] = str(error)
     described = chat.describe()
