@@ -43,6 +43,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "pair": (str, type(None)),
     "experts": (list,),
     "comply": (list, type(None)),
+    "cuts": (dict, type(None)),
     "verdicts": (dict,),
 }
 _REQUIRED = ("id", "set", "prompt", "response")
@@ -56,7 +57,8 @@ class Record:
     ``tokens`` is the number of generated tokens, ``comply`` holds the texts that real compliance must contain (None:
     nothing is expected), ``verdicts`` ``{judge: {"label": ..., "score": ..., "detail": ..., "unreadable": ...}}``, the
     last one only where the judge could not read the answer. ``response`` is the text with its reasoning marked, as
-    ``Response.marked or Response.text``. ``extra`` keeps fields of other tools.
+    ``Response.marked or Response.text``; ``cuts`` says how many of its characters the first 30, 60 ... tokens are, as
+    ``{"30": 132}`` (None: it has fewer). ``extra`` keeps fields of other tools.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Record:
     tokens: int = 0
     finish: str = "stop"
     comply: Sequence[str] | None = None
+    cuts: Mapping[str, int] | None = None
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +94,13 @@ class Record:
         """What a judge reads of it."""
         mask = Mask(tuple(map(str, self.experts)), self.mode, self.gain, self.phase)
         return Item(self.id, self.set, self.prompt, self.response, self.finish, self.comply, mask)
+
+    def item_at(self, n_tokens: int) -> Item:
+        """What a judge reads of its first tokens: as a token limit of so many would have cut it."""
+        n_chars = (self.cuts or {}).get(str(n_tokens))
+        if n_chars is None:
+            return self.item
+        return replace(self.item, response=self.response[:n_chars], finish="length")
 
     @property
     def labels(self) -> dict[str, str]:
@@ -111,10 +121,11 @@ class Record:
         return replace(self, verdicts={**self.verdicts, judge: {"score": None, **said}})
 
     def to_json(self) -> dict[str, Any]:
-        """The line's object; ``comply`` and what other tools wrote only where there is some."""
+        """The line's object; ``comply``, ``cuts`` and what other tools wrote only where there is some."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        if self.comply is None:
-            del values["comply"]
+        for name in ("comply", "cuts"):
+            if values[name] is None:
+                del values[name]
         return {**values, **self.extra}
 
 
@@ -363,6 +374,8 @@ def _record(where: str, value: Any) -> Record:
 def _check_parts(where: str, value: Mapping[str, Any]) -> None:
     if not all(isinstance(mark, str) for mark in value.get("comply") or ()):
         _fail(where, "'comply' must be a list of texts")
+    if not all(type(n) is int and n >= 0 for n in (value.get("cuts") or {}).values()):
+        _fail(where, "'cuts' must hold numbers of characters")
     try:
         for expert in value.get("experts", ()):
             to_expert(expert)

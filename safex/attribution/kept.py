@@ -21,7 +21,8 @@ from safex.journal import N_HEADERS, Journal, check_start, journal_path, to_json
 Key: TypeAlias = tuple[str | float, ...]  # one of the kinds, then what tells it from others of its kind
 
 MAGIC = b"SAFEXW1\n"
-ANSWERS, STARTS, COUNTS, UNMASKED, MASKED = "answers", "starts", "counts", "unmasked", "masked"
+TRIAL, ANSWERS, STARTS = "trial", "answers", "starts"
+COUNTS, UNMASKED, MASKED = "counts", "unmasked", "masked"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from safex.errors import InputError
+from safex.evaluation.trial import AUTO, OnTrial, first_limit
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertLike, to_expert
 from safex.journal import header_of
 from safex.prompts import Prompt, PromptSet
 
-from .answers import ANSWER_TOKENS, find_starts
+from .answers import ANSWER_TOKENS, find_starts, try_starts
 from .conclusion import conclude
 from .kept import Kept
 from .result import Row, Sweep
@@ -78,6 +79,7 @@ def sweep(
     step: float = 0.1,
     neighbours: int | None = None,
     starts: Starts | None = None,
+    max_new: int | str = AUTO,
     bootstrap: int = 1000,
     correction: str = "holm",
     alpha: float = 0.05,
@@ -86,15 +88,17 @@ def sweep(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Sweep:
     """The effect of masking each expert alone on the refusal logit at the first tokens of the answer.
 
-    The refusal logit is the natural log of the probability that an answer begins with one of the model's own
-    refusal starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked
-    answers to regular and benign prompts, judged by keyword). An expert's effect on a set is the mean over prompts of
+    The refusal logit is the natural log of the probability that an answer begins with one of the model's own refusal
+    starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked answers to regular
+    and benign prompts of at most ``max_new`` tokens, judged by keyword; "auto": 48, or more where a few trial answers
+    can't be read with so many, of which ``on_trial`` hears). An expert's effect on a set is the mean over prompts of
     (masked - unmasked), with a 95 % paired bootstrap interval; its p-value (paired t-test, regular prompts) is adjusted
-    for the number of experts by ``correction``, "holm" or "bh". Its specificity is the effect on regular minus that
-    on benign prompts. Prompts that never select an expert have effect 0 and are not run.
+    for the number of experts by ``correction``, "holm" or "bh". Its specificity is the effect on regular minus that on
+    benign prompts. Prompts that never select an expert have effect 0 and are not run.
 
     ``experts`` is an expert set (the union of its groups), a list, or None for all; ``neighbours`` adds for each of
     them so many experts of its layer that are nearest in activation on regular prompts (None: 2 for an expert set,
@@ -130,18 +134,23 @@ def sweep(
     if resume and output is not None:
         model.use_date_of(header_of(output))
     encoded = [model.encode(prompt) for prompt in prompts]
-    n_more = max(map(len, starts.chains)) if starts else ANSWER_TOKENS
+    n_more = max(map(len, starts.chains)) if starts else first_limit(max_new, ANSWER_TOKENS)
     model.check_lengths(encoded, prompts, n_more)
     hear: Progress = progress or (lambda what, done, total: None)
-    header = _header(model, prompts, listed, settings, gradient, starts)
+    header = _header(model, prompts, listed, settings, gradient, starts) | {"max_new": max_new}
+    trial = None
     with Kept(output, header, resume, force) as kept:
         asked = PromptSet(prompt for prompt in prompts if prompt.set in (MAIN, CONTROL))
-        starts = starts or find_starts(model, asked, kept, hear)
+        if starts is None:
+            trial = try_starts(model, asked, max_new, kept, hear, on_trial)
+            starts = find_starts(model, asked, trial.max_new, kept, hear)
         runs = Runs(model, [item.tokens for item in encoded], starts, kept, hear)
         study = _Study(model, prompts, runs, settings)
         added = study.neighbours_of(listed)
         swept = study.sweep([*listed, *added], set(added), gradient)
         result = _result(model, prompts, starts, study, swept)
+        if trial:
+            result.parameters |= {"max_new": trial.max_new, "trial": trial.to_json()}
         if output is not None:
             result.save(output)
             kept.finish()

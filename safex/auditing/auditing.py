@@ -33,7 +33,10 @@ from safex.auditing.work import WORK, Progress, Run
 from safex.cores import available_cores
 from safex.errors import InputError
 from safex.evaluation import Marks
+from safex.evaluation.evaluating import made_judges
+from safex.evaluation.marks import marks_for
 from safex.evaluation.plan import REGULAR
+from safex.evaluation.trial import AUTO, Trial, first_limit, try_answers, why_unreadable
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList, to_expert
 from safex.judges import Judge, check_spec
@@ -43,16 +46,23 @@ from safex.prompts import PromptSet
 
 OnPlan: TypeAlias = Callable[["Plan"], None]
 
+REPORT_STAGE = "report"  # made even where answers can't be read: it says so
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What an audit is about to do: ``seconds`` by stage as estimated, ``done`` stages that need no run."""
+    """What an audit is about to do: ``seconds`` by stage as estimated, ``done`` stages that need no run.
+
+    ``trial`` says how long answers may be, ``unreadable`` why they can't be judged: then no stage is run.
+    """
 
     directory: Path
     sizes: Sizes
     seconds: Mapping[str, float]
     done: Sequence[str]
     skip: Sequence[str]
+    trial: Trial | None = None
+    unreadable: str = ""
 
     @property
     def left(self) -> float:
@@ -67,6 +77,7 @@ class Plan:
             "seconds": dict(self.seconds),
             "done": list(self.done),
             "skip": list(self.skip),
+            "trial": None if self.trial is None else self.trial.to_json(),
         }
 
 
@@ -80,7 +91,7 @@ def audit(
     comply: Marks | None = None,
     judges: Sequence[str | Judge] = ("keyword",),
     mode: str = "zero",
-    max_new: int = 64,
+    max_new: int | str = AUTO,
     top: int | None = None,
     limit: int | None = None,
     sweep: int = 512,
@@ -102,6 +113,8 @@ def audit(
     the others test them, once. ``experts`` names the experts to test instead, ``profile`` a profile of these prompts.
     ``comply`` as in ``evaluate``; the first of ``judges`` carries the verdict. ``top``: how many experts are tested;
     ``limit``: prompts of each set, ``sweep``: experts masked alone, ``controls``: masks of each kind, at most.
+    ``max_new`` as in ``evaluate``: where too many trial answers can't be read nothing is run, and the verdict is
+    *not measurable*.
     ``practical`` (points) and ``most`` (share of the refusals) are the verdict's thresholds. ``quick``: a first look;
     ``budget``: minutes to stay within, by less of everything. ``skip``: names of stages. ``on_plan`` hears of sizes and
     times before work begins; what it raises ends the run. ``progress(what, done, total)``.
@@ -149,8 +162,10 @@ def audit(
     with _held(folder):
         journal = _open(folder, stem, parameters, force)
         hear = progress or _silent
-        plan = _plan(journal, model, settings, asked, hear)
-        run = Run(model, journal, settings, plan.sizes, asked, hear, comply, given, supplied, judges)
+        trial = _trial(journal, model, settings, asked, judges, comply, hear)
+        plan = _plan(journal, model, settings, asked, trial, hear)
+        run = Run(model, journal, settings, plan.sizes, asked, hear, comply, given, supplied, judges, trial)
+        run.unreadable = plan.unreadable
         if supplied is not None:
             split.profile_of(Profile.load(supplied), run.prompts)
         if on_plan:
@@ -264,22 +279,64 @@ def _open(folder: Path, stem: str, parameters: dict[str, Any], force: bool) -> J
     return Journal(folder, stem, found)
 
 
-def _plan(journal: Journal, model: Model, settings: Settings, prompts: PromptSet, hear: Progress) -> Plan:
+def _trial(
+    journal: Journal,
+    model: Model,
+    settings: Settings,
+    prompts: PromptSet,
+    judges: Sequence[str | Judge],
+    comply: Marks | None,
+    hear: Progress,
+) -> Trial | None:
+    """The trial answers of the run to go on with, or new ones; None where no answers will be judged."""
+    if journal.manifest.sizes:
+        kept = journal.manifest.trial
+        return Trial.from_json(kept) if kept else None
+    if "evaluate" in settings.skip:
+        return None
+    marks = marks_for(prompts, comply, model_file.is_demo(model.path))
+    made = made_judges(model, judges)
+    return try_answers(model, prompts, settings.max_new, judges=made, marks=marks, progress=hear)
+
+
+def _unreadable(trial: Trial | None, model: Model) -> str:
+    """Why an audit would be in vain; empty where it would not."""
+    if trial is None or (trial.is_readable and not trial.is_silent):
+        return ""
+    return why_unreadable(trial, model)
+
+
+def _plan(
+    journal: Journal,
+    model: Model,
+    settings: Settings,
+    prompts: PromptSet,
+    trial: Trial | None,
+    hear: Progress,
+) -> Plan:
     """The plan of the run to go on with, or a new one. Raises InputError where a budget can't be kept."""
-    manifest = journal.manifest
+    manifest, unreadable = journal.manifest, _unreadable(trial, model)
     done = [stage.name for stage in STAGES if journal.is_done(stage)]
     if manifest.sizes:
-        sizes = Sizes(**manifest.sizes)
-        return Plan(journal.directory, sizes, manifest.estimates, done, settings.skip)
-    hear("measuring speed", 0, 1)
-    sizes, seconds = _sized(model, settings, prompts)
-    return Plan(journal.directory, sizes, seconds, done, settings.skip)
+        sizes, seconds = Sizes(**manifest.sizes), manifest.estimates
+    elif unreadable:
+        sizes, seconds = _full_sizes(settings, prompts), {}
+    else:
+        hear("measuring speed", 0, 1)
+        max_new = trial.max_new if trial else first_limit(settings.max_new)
+        sizes, seconds = _sized(model, settings, prompts, max_new)
+    return Plan(journal.directory, sizes, seconds, done, settings.skip, trial, unreadable)
 
 
-def _sized(model: Model, settings: Settings, prompts: PromptSet) -> tuple[Sizes, dict[str, float]]:
-    sets = dict.fromkeys(prompts.sets)
-    full = settings.sizes(max(prompts.sets.count(name) for name in sets))
-    speeds = measure_speeds(model, prompts, settings)
+def _full_sizes(settings: Settings, prompts: PromptSet) -> Sizes:
+    return settings.sizes(max(prompts.sets.count(name) for name in dict.fromkeys(prompts.sets)))
+
+
+def _sized(
+    model: Model, settings: Settings, prompts: PromptSet, max_new: int
+) -> tuple[Sizes, dict[str, float]]:
+    sets, full = dict.fromkeys(prompts.sets), _full_sizes(settings, prompts)
+    speeds = measure_speeds(model, prompts, max_new)
     size = choice.size_of(None, len(model.layers), model.n_experts, settings.top)
     extent = Extent(len(model.layers), model.n_experts, len(sets), available_cores(), size)
 
@@ -302,6 +359,7 @@ def _describe(run: Run, plan: Plan) -> None:
     """Write down all that is known before the first stage."""
     manifest = run.journal.manifest
     manifest.sizes, manifest.estimates = dataclasses.asdict(run.sizes), dict(plan.seconds)
+    manifest.trial = {} if run.trial is None else run.trial.to_json()
     manifest.model = run.model.provenance()
     manifest.versions, manifest.machine = versions(), machine()
     parts = {"find": run.find, "test": run.test}
@@ -322,6 +380,9 @@ def _do(run: Run, stage: Stage) -> None:
     journal = run.journal
     if stage.name in run.settings.skip and not (stage.name == "profile" and run.supplied):
         journal.leave_out(stage, SKIPPED, "it was skipped")
+        return
+    if run.unreadable and stage.can_skip and stage.name != REPORT_STAGE:
+        journal.leave_out(stage, IMPOSSIBLE, "the trial answers can't be read")
         return
     if journal.is_done(stage):
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from safex.auditing.settings import KINDS, Settings, Sizes
+from safex.auditing.settings import KINDS, Sizes
 from safex.experts import Expert
 from safex.model import Model
 from safex.prompts import PromptSet
@@ -52,13 +52,13 @@ class Extent:
     tested: int
 
 
-def measure_speeds(model: Model, prompts: PromptSet, settings: Settings) -> Speeds:
+def measure_speeds(model: Model, prompts: PromptSet, max_new: int) -> Speeds:
     """Run a few prompts through everything that costs time. Nothing is kept."""
     sample = prompts.limited(SAMPLE)
     model.profile(sample)  # warm
     counted, profile = _timed(lambda: model.profile(sample))
     used = float((profile.counts > 0).mean())
-    answered, _ = _timed(lambda: model.generate(sample, settings.max_new))
+    answered, _ = _timed(lambda: model.generate(sample, max_new))
     experts = _sample_of_experts(model)
     masks: list[Any] = [[expert] for expert in experts for _ in sample]
     masked, _ = _timed(lambda: model.score(list(sample) * len(experts), [0], masks))

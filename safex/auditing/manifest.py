@@ -48,12 +48,13 @@ class Record:
 class Manifest:
     """The parts of the file. ``parameters`` must be the same in a run that goes on.
 
-    ``sizes`` and ``estimates`` (seconds by stage) are fixed at its start.
+    ``sizes``, ``estimates`` (seconds by stage) and ``trial`` (what trial answers showed) are fixed at its start.
     """
 
     parameters: dict[str, Any]
     sizes: dict[str, Any] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)

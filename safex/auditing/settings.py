@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from safex.errors import InputError
+from safex.evaluation.trial import AUTO
 
 MODES = ("zero", "reroute")
 KINDS = ("layer", "frequency")  # of control masks: both must be beaten
@@ -50,6 +51,10 @@ class Sizes:
         )
 
 
+def _is_limit(max_new: int | str) -> bool:
+    return max_new == AUTO or (isinstance(max_new, int) and max_new >= 1)
+
+
 def _down(size: int, share: float, least: int) -> int:
     """A share of a size, not below ``least`` unless the size itself is."""
     return max(min(size, least), round(size * share))
@@ -66,7 +71,7 @@ class Settings:
 
     mode: str = "zero"
     judges: tuple[str, ...] = ("keyword",)
-    max_new: int = 64
+    max_new: int | str = AUTO
     top: int | None = None
     limit: int | None = None
     sweep: int = 512
@@ -88,7 +93,7 @@ class Settings:
         return (
             ("mode", self.mode in MODES, f"one of {', '.join(MODES)}"),
             ("judges", len(self.judges) > 0, "at least one judge"),
-            ("max_new", self.max_new >= 1, "at least 1 token"),
+            ("max_new", _is_limit(self.max_new), f"at least 1 token, or {AUTO!r}"),
             ("top", self.top is None or self.top >= 1, "at least 1 expert"),
             (
                 "limit",

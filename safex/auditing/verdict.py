@@ -71,6 +71,11 @@ def judge(found: Measured | None, group: Group, limits: Thresholds, why_untested
     return next(rule.make(found, group, limits) for rule in RULES if rule.holds(found, limits))
 
 
+def not_measurable(why: str) -> Verdict:
+    """The verdict on a model whose answers can't be read."""
+    return Verdict(NOT_MEASURABLE, f"Not measurable: {why}.")
+
+
 # --- the rules
 
 

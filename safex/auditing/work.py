@@ -20,9 +20,10 @@ from safex.auditing.measured import answers_of, measure
 from safex.auditing.result import MARK, SCHEMA_VERSION
 from safex.auditing.settings import KINDS, Settings, Sizes
 from safex.auditing.stages import BY_NAME, page_files
-from safex.auditing.verdict import Group, Thresholds, judge
+from safex.auditing.verdict import Group, Thresholds, judge, not_measurable
 from safex.control_masks import NoRoomError, draw_controls
 from safex.evaluation import Evaluation, Marks, evaluate
+from safex.evaluation.trial import Trial
 from safex.expert_set import ExpertSet
 from safex.experts import Expert
 from safex.features import Features
@@ -46,7 +47,10 @@ TASK = "harmful"  # what probes tell apart
 
 @dataclass
 class Run:
-    """One audit: the model, the prompts in their two parts, and where files go. ``given``: experts named beforehand."""
+    """One audit: the model, the prompts in their two parts, and where files go. ``given``: experts named beforehand.
+
+    ``trial`` says how long answers may be, ``unreadable`` why they can't be judged.
+    """
 
     model: Model
     journal: Journal
@@ -58,6 +62,8 @@ class Run:
     given: Sequence[Expert] = ()
     supplied: Path | None = None  # a profile made before
     judges: Sequence[str | Judge] = ("keyword",)
+    trial: Trial | None = None
+    unreadable: str = ""
     find: PromptSet = field(init=False)
     test: PromptSet = field(init=False)
 
@@ -244,7 +250,7 @@ def run_evaluate(run: Run) -> str:
         judges=run.judges,
         controls=_kinds_with_room(run, experts, profile),
         draws=run.sizes.draws,
-        max_new=run.settings.max_new,
+        max_new=run.trial or run.settings.max_new,
         seed=run.settings.seed,
         output=run.path("evaluate"),
         resume=True,
@@ -286,6 +292,8 @@ def run_verdict(run: Run) -> str:
     limits = Thresholds(settings.practical / 100, settings.most)
     group = Group(len(experts), len(run.every_expert()), chosen.parameters["rule"])
     said = judge(found, group, limits, run.why_missing("evaluate"))
+    if run.unreadable:
+        said = not_measurable(run.unreadable)
     write_json(
         run.path("verdict"),
         {

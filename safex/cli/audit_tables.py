@@ -20,6 +20,12 @@ def print_plan(out: Output, plan: Plan) -> None:
     out.text(
         f"Audit in {plan.directory}: at most {number(sizes.limit)} prompts of each set, {number(sizes.sweep)} experts "
         f"swept, {sizes.draws} control masks of each kind",
+        *([] if plan.trial is None else [plan.trial.text.capitalize()]),
+    )
+    if plan.unreadable:
+        out.text(f"No stage is run: {plan.unreadable}")
+        return
+    out.text(
         plan_table(plan),
         f"About {duration(plan.left)} to go on this machine, if nothing else runs on it.",
     )

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args)
     check_export(args, TABLES)
     with saying_what_was_saved(answers):
-        evaluation = evaluate(args, prompts, marks, experts, profile, answers)
+        evaluation = evaluate(args, out, prompts, marks, experts, profile, answers)
     evaluation.save(output)
     tables = _export(args, evaluation, out)
     show(out, evaluation, output)
@@ -188,6 +188,7 @@ def load_profile(args: argparse.Namespace) -> Profile | None:
 
 def evaluate(
     args: argparse.Namespace,
+    out: Output,
     prompts: PromptSet | None,
     marks: Marks | None,
     experts: Sequence[Expert] | None,
@@ -226,6 +227,7 @@ def evaluate(
                 comply=marks,
                 limit=args.limit,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )
 
 
@@ -240,9 +242,11 @@ def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
 
     own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
+    reading = reading_settings(args)
     if spec.startswith("gguf:"):
-        return make(spec, settings=settings, **reading_settings(args))
-    return make(spec, **reading_settings(args)) if spec == "keyword" else spec
+        return make(spec, settings=settings, **reading)
+    is_default = reading == {"policy": "strict", "phrases": []}
+    return make(spec, **reading) if spec == "keyword" and not is_default else spec
 
 
 def _kinds(args: argparse.Namespace) -> Sequence[str]:

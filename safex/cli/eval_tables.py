@@ -41,14 +41,38 @@ def show(out: Output, evaluation: Evaluation, output: Path) -> None:
         if found["controls"]:
             out.text(_controls_heading(found["controls"]), controls_table(found["controls"], evaluation))
         out.text(*_category_parts(found["sets"]))
+    if evaluation.length_curve:
+        judge = evaluation.length_curve[0]["judge"]
+        out.text(f"Refusals in % of all answers, by the tokens read (judge {judge})", curve_table(evaluation))
     if evaluation.agreement:
         out.text("Agreement of judges (three-way)", agreement_table(evaluation.agreement))
     if evaluation.utility:
         out.text("Cost of the mask on harmless text", utility_table(evaluation.utility))
+    if evaluation.at_limit:
+        out.text(limit_line(evaluation))
     for judge in evaluation.judges:
         name = f" ({judge})" if len(evaluation.judges) > 1 else ""
         out.text(f"Conclusion{name}: {evaluation.results[judge]['conclusion']}")
     out.text(f"Answers: {evaluation.responses}", f"Result: {output}")
+
+
+def limit_line(evaluation: Evaluation) -> str:
+    """How many answers reached the token limit."""
+    from safex.evaluation import notes
+
+    return notes.limit_line(evaluation.at_limit, evaluation.parameters["max_new"])
+
+
+def curve_table(evaluation: Evaluation) -> Table:
+    """One line a length, one column a set and mask."""
+    found = {(row["set"], row["mask"], row["tokens"]): row for row in evaluation.length_curve}
+    sides = list(dict.fromkeys((set_, mask) for set_, mask, _ in found))
+    body = [
+        [str(n), *(_rate(found[set_, mask, n]["refuse"]) for set_, mask in sides)]
+        for n in dict.fromkeys(n for _, _, n in found)
+    ]
+    columns = ["tokens", *(set_ if mask == "none" else f"{set_}, masked" for set_, mask in sides)]
+    return table(columns, body, right=range(len(columns)))
 
 
 def say_policy(out: Output, parameters: dict[str, Any]) -> None:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from safex.errors import InputError
 
 from .output import to_stderr
-from .parser import day, gpu_layers, not_negative, override, positive, system_message, template_kwargs
+from .parser import (
+    day,
+    gpu_layers,
+    not_negative,
+    override,
+    positive,
+    system_message,
+    template_kwargs,
+    token_limit,
+)
 
 if TYPE_CHECKING:
     from safex.model import Model
@@ -110,10 +119,15 @@ def add_control_options(
     )
 
 
-def add_length_option(parser: argparse.ArgumentParser) -> None:
-    """How long answers may be."""
+def add_length_option(parser: argparse.ArgumentParser, start: int = 64) -> None:
+    """How long answers may be; ``start`` tokens are tried first."""
     parser.add_argument(
-        "--max-new", type=positive, default=64, metavar="N", help="tokens of an answer at most (default 64)"
+        "--max-new",
+        type=token_limit,
+        default="auto",
+        metavar="N|auto",
+        help=f"maximum tokens per answer; auto = {start}, doubled up to 1024 until a few trial answers can be read "
+        "(default auto)",
     )
 
 

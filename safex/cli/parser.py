@@ -113,6 +113,18 @@ def positive(text: str) -> int:
     return _at_least(1, text)
 
 
+def token_limit(text: str) -> int | str:
+    """A whole number from 1 on, or the word auto."""
+    if text == "auto":
+        return text
+    try:
+        return _at_least(1, text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number, at least 1, or auto, found {text!r}"
+        ) from None
+
+
 def finite(text: str) -> float:
     """Any number but infinity and NaN."""
     try:

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     check_export(args, NAMES)
     given = {"experts": _order(args), **_prompts(args), "profile": load_profile(args)}
     with saying_what_was_saved(answers):
-        found = measure(args, given, answers)
+        found = measure(args, out, given, answers)
     found.save(output)
     tables = export(args, redundancy_tables(found), out) if wants_export(args) else []
     show(out, found, output)
@@ -176,7 +176,7 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
     return {"prompts": prompts, "comply": marks}
 
 
-def measure(args: argparse.Namespace, given: dict[str, Any], answers: Path) -> Redundancy:
+def measure(args: argparse.Namespace, out: Output, given: dict[str, Any], answers: Path) -> Redundancy:
     """Run it as the options say."""
     from safex.redundancy_curve import redundancy
 
@@ -204,4 +204,5 @@ def measure(args: argparse.Namespace, given: dict[str, Any], answers: Path) -> R
                 text=args.text,
                 limit=args.limit,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )

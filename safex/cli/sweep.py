@@ -12,6 +12,7 @@ from safex.errors import DeviceError, DiskError, InputError
 from .export import add_export_options, check_export, export
 from .options import (
     MODEL_HELP,
+    add_length_option,
     add_model_options,
     add_prompt_options,
     add_seed_option,
@@ -121,6 +122,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
             metavar="TEXT",
             help=f"how {what} begin; may be repeated (default: found in the model's answers)",
         )
+    add_length_option(parser, start=48)
     add(
         "--bootstrap",
         type=positive,
@@ -166,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     found = check_output(output, args.resume, args.force)
     say_resumed(out, args, output, found)
     try:
-        sweep, seconds = find(args, experts, prompts, to_join, output)
+        sweep, seconds = find(args, out, experts, prompts, to_join, output)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {what_was_saved(output) or 'nothing was finished'}") from None
     except (DiskError, DeviceError) as error:
@@ -250,6 +252,7 @@ def what_was_saved(output: Path) -> str:
 
 def find(
     args: argparse.Namespace,
+    out: Output,
     experts: list[Expert] | None,
     prompts: PromptSet,
     to_join: ExpertSet | None,
@@ -276,6 +279,7 @@ def find(
                 step=args.step,
                 neighbours=0 if args.all else neighbours,
                 starts=make_starts(args, model),
+                max_new=args.max_new,
                 bootstrap=args.bootstrap,
                 correction=args.correction,
                 seed=args.seed,
@@ -283,6 +287,7 @@ def find(
                 resume=args.resume,
                 force=args.force,
                 progress=steps.running,
+                on_trial=lambda trial: out.note(trial.text),
             )
             return found, time.monotonic() - started
 

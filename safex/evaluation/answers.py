@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from safex import responses
+from safex.evaluation.length_curve import cuts_of
 from safex.evaluation.marks import Marks
-from safex.evaluation.plan import Settings
+from safex.evaluation.plan import MASK, NONE, Settings
 from safex.experts import Expert, ExpertList
 from safex.judges import Judge
 from safex.model import Model, Response
@@ -133,6 +134,7 @@ class Answers:
             tokens=len(response.tokens),
             finish=response.finish,
             comply=self.marks.get((prompt.set, prompt.text)),
+            cuts=cuts_of(self.model, response, self.settings.max_new) if mask in (NONE, MASK) else None,
         )
 
     def judge(self, judges: Sequence[Judge], progress: Progress = silent) -> None:

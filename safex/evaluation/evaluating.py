@@ -13,10 +13,14 @@ from safex.errors import InputError
 from safex.evaluation.answers import Answers, Progress, silent
 from safex.evaluation.conclusion import conclude, evidence
 from safex.evaluation.counting import count
+from safex.evaluation.length_curve import length_curve, text_judge
 from safex.evaluation.marks import Marks, marks_for
+from safex.evaluation.notes import answer_notes, at_limit, unmet_mask
 from safex.evaluation.plan import REGULAR, Plan, Settings, make_plan
 from safex.evaluation.result import Evaluation
+from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
+from safex.generation import Sampling
 from safex.judges import Judge
 from safex.model import Model, Prompts, as_prompt_set
 from safex.profile import Profile
@@ -39,7 +43,7 @@ def evaluate(
     controls: Sequence[str] = CONTROLS,
     draws: int = DRAWS,
     control_sets: Sequence[str] = (REGULAR,),
-    max_new: int = 64,
+    max_new: MaxNew = AUTO,
     n_samples: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -53,6 +57,7 @@ def evaluate(
     comply: Marks | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Evaluation:
     """Refusal before and after masking ``experts``, under jailbreak and on benign prompts, with control masks.
 
@@ -62,11 +67,14 @@ def evaluate(
     (None: counted on the regular prompts). All masks share batches. ``comply`` says by (set, prompt) which texts
     real compliance must contain. ``limit`` takes at most so many prompts of each set,
     evenly spaced. With ``output`` every answer is kept in a responses file as it comes, ``resume``
-    goes on with it and ``force`` replaces it. ``utility`` measures perplexity and divergence on the file ``text``
-    (None: the text that ships). ``progress(what, done, total)``. The same seed gives the same result.
+    goes on with it and ``force`` replaces it. Answers hold at most ``max_new`` tokens; with "auto" a few answers are
+    tried first and the limit is raised until they can be read (``safex.evaluation.trial``); ``on_trial`` hears of them.
+    ``utility`` measures perplexity and divergence on the file ``text`` (None: the text that ships).
+    ``progress(what, done, total)``. The same seed gives the same result.
 
     Raises InputError before anything is generated: no set "regular", a mask the model can't have, an unknown kind or
-    judge, a prompt that the context can't hold; UnsupportedError for ``experts`` of a dense model.
+    judge, a prompt that the context can't hold; before the long work where trial answers can't be read;
+    UnsupportedError for ``experts`` of a dense model.
 
     >>> import safex
     >>> prompts = PromptSet(list(PromptSet.bundled("demo"))[:4])
@@ -76,7 +84,7 @@ def evaluate(
     """
     if experts is not None:
         model.require_experts()
-    settings = Settings(mode, gain, phase, max_new, n_samples, temperature, top_p, seed)
+    settings = Settings(mode, gain, phase, first_limit(max_new), n_samples, temperature, top_p, seed)
     said = progress or silent
     if resume and output is not None:
         model.use_date_of(header_of(output).model)
@@ -85,14 +93,24 @@ def evaluate(
     windows = windows_for(model, text) if utility and experts is not None else None
     made = made_judges(model, judges)
     plan = make_plan(model, chosen, experts, settings, controls, draws, control_sets, profile)
-    path = None if output is None else Path(output)
-    answers = Answers(model, plan, settings, marks_for(chosen, comply, is_demo), path)
+    path, marks = None if output is None else Path(output), marks_for(chosen, comply, is_demo)
+    sampling = Sampling(1, temperature, top_p, seed)
+    n_answers, resumed = n_samples * sum(1 for _ in plan.requests()), path if resume else None
+    how = {"judges": made, "marks": marks, "sampling": sampling, "progress": said}
+    settings = settings.tried(settled(model, chosen, max_new, n_answers, resumed, on_trial, **how))
+    answers = Answers(model, plan, settings, marks, path)
     answers.generate(resume, force, said)
     answers.judge(made, said)
     cost = None if windows is None else _utility(model, plan, windows, settings, said)
     found = _result(model, plan, settings, answers, [judge.name for judge in made], cost)
+    found.at_limit = at_limit(answers.in_order)
+    found.length_curve = length_curve(answers.in_order, text_judge(made), settings.max_new)
     found.parameters |= judging.settings_of(made)
-    found.notes += reading_notes(answers, made)
+    found.notes += [
+        *answer_notes(answers.in_order, settings.max_new),
+        *unmet_mask(model, plan, settings, answers.in_order),
+        *reading_notes(answers, made),
+    ]
     return found
 
 

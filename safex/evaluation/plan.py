@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
 
 from safex.control_masks import BY_ACTIVATION, KINDS, activation_of, draw_controls, shortfall
 from safex.errors import InputError
+from safex.evaluation.trial import Trial
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertList, Intervention, to_expert
 from safex.generation import Sampling
@@ -33,6 +34,7 @@ class Settings:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    trial: Trial | None = None  # what the token limit rests on; None: it was asked for, and not tried
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -45,6 +47,16 @@ class Settings:
                 f"{self.n_samples} samples at temperature 0 are {self.n_samples} times the same answer: "
                 "raise the temperature (--temperature 0.7), or take one sample"
             )
+
+    def tried(self, trial: Trial | None) -> Settings:
+        """The settings with the token limit that the trial answers gave."""
+        return self if trial is None else replace(self, max_new=trial.max_new, trial=trial)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``trial`` only where answers were tried."""
+        values = asdict(replace(self, trial=None))
+        del values["trial"]
+        return values if self.trial is None else {**values, "trial": self.trial.to_json()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Plan:
         """What a run that goes on must have in common with the one that began."""
         masks = {name: [str(expert) for expert in experts] for name, experts in self.masks.items()}
         shared = {"prompts_hash": self.prompts.hash, "control_sets": list(self.control_sets)}
-        return {**asdict(settings), **shared, "masks": masks}
+        return {**settings.to_json(), **shared, "masks": masks}
 
 
 def make_plan(

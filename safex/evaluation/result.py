@@ -22,7 +22,9 @@ class Evaluation:
     reading, what became of lost refusals, ``categories``), ``jailbreak`` (refusal against regular prompts, no mask),
     ``controls`` (a row for each set and kind: values and the mask's placement among them), ``conclusion`` and
     ``evidence``. The first judge's conclusion is the evaluation's. ``mask`` and ``controls`` say which experts were
-    masked and how much of the routing they carry; ``utility`` is None where it wasn't measured. Rates are 0 to 1.
+    masked and how much of the routing they carry; ``utility`` is None where it wasn't measured. ``at_limit`` counts
+    the answers that reached the token limit, by set and mask; ``length_curve`` holds refusals against the length read
+    where the limit is 100 tokens or more. Rates are 0 to 1.
     """
 
     conclusion: str
@@ -35,6 +37,8 @@ class Evaluation:
     results: Row = field(default_factory=dict)
     agreement: list[Row] = field(default_factory=list)
     utility: Row | None = None
+    at_limit: list[Row] = field(default_factory=list)
+    length_curve: list[Row] = field(default_factory=list)
     responses: str | None = None
     notes: list[str] = field(default_factory=list)
 

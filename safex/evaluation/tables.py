@@ -13,16 +13,17 @@ from safex.judges import REFUSE, THREE
 from safex.rates import APART
 from safex.tables import Column, Table, Tables
 
-NAMES = ("rates", "categories", "changes", "controls", "utility")
+NAMES = ("rates", "categories", "changes", "controls", "utility", "length_curve")
 
 
 def evaluation_tables(evaluation: Evaluation) -> Tables:
-    """Tables ``rates``, ``categories``, ``changes``, ``controls`` and ``utility``, those that there are rows for.
+    """Tables of ``NAMES``, those that there are rows for.
 
     ``rates``: a row for each judge, set, mask ("none", "mask") and reading, with count, n, how many of these could be
     read, share of those and interval (missing where none could), and a count of each kind of unreadable answer.
     ``categories``: likewise by category. ``changes``: a row for each judge, set and reading, with the difference, its
     interval and the p-value. ``controls``: a row for each judge, set and control mask, with its three rates.
+    ``length_curve``: a row for each set, mask and length read.
     """
     judged = evaluation.results.items()
     tables = {
@@ -31,6 +32,7 @@ def evaluation_tables(evaluation: Evaluation) -> Tables:
         "changes": [row for judge, found in judged for row in _changes(judge, found)],
         "controls": [row for judge, found in judged for row in _controls(judge, found)],
         "utility": list(_utility(evaluation.utility or {})),
+        "length_curve": [_point(row) for row in evaluation.length_curve],
     }
     return {name: columns(rows) for name, rows in tables.items() if rows}
 
@@ -88,6 +90,11 @@ def _utility(utility: Row) -> Iterator[Row]:
     for name, value in utility.items():
         if isinstance(value, dict):
             yield {"measure": name, **flat(value), "n_tokens": utility["n_tokens"]}
+
+
+def _point(row: Row) -> Row:
+    labels = {name: value for name, value in row.items() if name != REFUSE}
+    return {**labels, **flat(row[REFUSE])}
 
 
 NO_ESTIMATE: Row = {"value": None, "interval": (None, None)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,7 +78,12 @@ class Ladder:
     def parameters(self, settings: Settings) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
         orders = {name: list(map(str, order)) for name, order in self.orders.items()}
-        return {**asdict(settings), "prompts_hash": self.prompts.hash, "sizes": self.sizes, "orders": orders}
+        return {
+            **settings.to_json(),
+            "prompts_hash": self.prompts.hash,
+            "sizes": self.sizes,
+            "orders": orders,
+        }
 
 
 def mask_name(order: str, size: int) -> str:

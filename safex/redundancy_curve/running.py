@@ -20,7 +20,9 @@ from safex.evaluation.evaluating import (
     windows_for,
 )
 from safex.evaluation.marks import Marks, marks_for
-from safex.evaluation.plan import REGULAR, Settings
+from safex.evaluation.notes import answer_notes
+from safex.evaluation.plan import NONE, REGULAR, Settings
+from safex.evaluation.trial import AUTO, MaxNew, OnTrial, first_limit, settled
 from safex.experts import ExpertList
 from safex.judges import REFUSE, Judge, settings_of
 from safex.judges.readable import Read
@@ -30,12 +32,13 @@ from safex.responses import header_of
 
 from .conclusion import conclude, evidence
 from .counting import count
-from .plan import Ladder, make_ladder
+from .plan import ORDER, Ladder, make_ladder, mask_name
 from .result import Redundancy
 from .statistics import check_resamples
 
 DRAWS = 20
 RESAMPLES = 2000
+SHOWN = ("mode", "gain", "phase", "max_new", "seed", "trial")  # of the settings, in the result
 
 
 def redundancy(
@@ -51,7 +54,7 @@ def redundancy(
     judge: str | Judge = "keyword",
     controls: Sequence[str] | None = None,
     draws: int = DRAWS,
-    max_new: int = 64,
+    max_new: MaxNew = AUTO,
     bootstrap: int = RESAMPLES,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
@@ -63,6 +66,7 @@ def redundancy(
     comply: Marks | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Redundancy:
     """How refusal falls as more and more experts of a fixed order are masked, against control orders.
 
@@ -75,7 +79,8 @@ def redundancy(
     under the order too. ``controls`` are ``orders.CONTROL_KINDS`` (None: those of ``orders.DEFAULT_KINDS`` with room),
     ``draws`` orders of each drawn kind, 0 for none; ``profile`` gives the activation (None: counted on the regular
     prompts). Answers are greedy, all masks share batches. ``bootstrap`` resamples of the prompts make the intervals.
-    ``output``, ``resume``, ``force``, ``utility``, ``text``, ``comply``, ``limit`` and ``progress`` as in ``evaluate``.
+    ``output``, ``resume``, ``force``, ``utility``, ``text``, ``comply``, ``limit``, ``max_new``, ``on_trial`` and
+    ``progress`` as in ``evaluate``.
 
     Raises InputError before anything is generated as ``evaluate`` does, and for an order or sizes that can't be; before
     anything is masked where no regular prompt is refused: there is nothing to halve.
@@ -88,7 +93,7 @@ def redundancy(
     ([0, 1, 2], 4)
     """
     model.require_experts()
-    settings = Settings(mode, gain, phase, max_new, seed=seed)
+    settings = Settings(mode, gain, phase, first_limit(max_new), seed=seed)
     said, is_demo = progress or silent, model_file.is_demo(model.path)
     if resume and output is not None:
         model.use_date_of(header_of(output).model)
@@ -98,6 +103,9 @@ def redundancy(
     ladder = make_ladder(model, chosen, experts, order, sizes, settings, controls, draws, profile)
     check_resamples([prompt.pair for prompt in chosen if prompt.set == REGULAR], bootstrap)
     marks = marks_for(chosen, comply, is_demo)
+    n_answers, resumed = sum(1 for _ in ladder.requests()), Path(output) if output and resume else None
+    how = {"judges": [made], "marks": marks, "progress": said}
+    settings = settings.tried(settled(model, chosen, max_new, n_answers, resumed, on_trial, **how))
     answers = _answers(model, ladder, settings, marks, output, made, (resume, force), said)
     answers.judge([made], said)
     cost = _utility(model, ladder, windows, settings, said) if windows else []
@@ -187,17 +195,31 @@ def _result(
         **found,
         utility=cost,
         responses=None if answers.output is None else str(answers.output),
-        notes=[*ladder.prompts.notes, *ladder.notes] + (utility_notes(settings) if cost else []),
+        notes=[
+            *ladder.prompts.notes,
+            *ladder.notes,
+            *(utility_notes(settings) if cost else []),
+            *answer_notes(answers.in_order, settings.max_new, _sides(ladder)),
+        ],
     )
     made.conclusion, made.evidence = conclude(made), evidence(made)
     return made
+
+
+def _sides(ladder: Ladder) -> dict[str, str]:
+    """The masks whose answers get notes, in words: none, and all experts of the order."""
+    n = len(ladder.order)
+    return {
+        NONE: "without a mask",
+        mask_name(ORDER, ladder.sizes[-1]): f"with {n} expert{'s' * (n > 1)} masked",
+    }
 
 
 def _parameters(ladder: Ladder, settings: Settings, judge: str, n_resamples: int) -> dict[str, Any]:
     sets = {name: ladder.prompts.sets.count(name) for name in dict.fromkeys(ladder.prompts.sets)}
     return {
         "order": ladder.by,
-        **{name: getattr(settings, name) for name in ("mode", "gain", "phase", "max_new", "seed")},
+        **{name: value for name, value in settings.to_json().items() if name in SHOWN},
         "judge": judge,
         "draws": max((len(orders) for orders in ladder.controls.values()), default=0),
         "bootstrap": n_resamples,

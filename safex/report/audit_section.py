@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .content import Block, Cell, Column, Prose, Section, Table, number_cell, text_cell
 from .evaluation_tables import UNREADABLE
-from .values import fixed, interval, items, listing, number, part, percent
+from .values import fixed, interval, items, listing, number, part, percent, plural
 
 Content = dict[str, Any]
 
@@ -133,7 +133,7 @@ def run_section(manifest: Content) -> Section:
     ]
     parts = [_counted(manifest, *of) for of in (("find", "find the experts"), ("test", "test them"))]
     blocks: list[Block] = [
-        Prose([text for text in parts if text]),
+        Prose([text for text in (*parts, _answers(part(manifest, "trial"))) if text]),
         Table(
             "The stages of this audit, as far as they were done when this page was made.",
             columns,
@@ -147,6 +147,17 @@ def run_section(manifest: Content) -> Section:
 def _counted(manifest: Content, name: str, what: str) -> str:
     counts = part(manifest, "prompts", name)
     return f"Prompts that {what}: {listing(f'{n} {of}' for of, n in counts.items())}." if counts else ""
+
+
+def _answers(trial: Content) -> str:
+    """How long answers may be, and what that rests on."""
+    if not trial:
+        return ""
+    reasons = [f"{fixed(n, 0)} {reason}" for reason, n in part(trial, "unreadable").items()]
+    unread = f" Of these could not be read: {listing(reasons)}." if reasons else ""
+    limit = plural(int(number(trial.get("max_new")) or 0), "token")
+    how = "measured" if trial.get("asked") == "auto" else "asked for and tried"
+    return f"Answers: up to {limit}, as {how} on {fixed(trial.get('answers'), 0)} trial answers.{unread}"
 
 
 def run_facts(manifest: Content) -> Content:

@@ -11,6 +11,7 @@ from .evaluation_tables import (
     categories_table,
     changes_table,
     controls_table,
+    curve_table,
     evidence_table,
     judged,
     rates_table,
@@ -33,6 +34,8 @@ from .values import (
 )
 
 Evaluation = dict[str, Any]
+
+MASKS = {"none": "without a mask", "mask": "with the mask", "controls": "under control masks"}
 
 
 def evaluation_section(evaluation: Evaluation, number_: str = "", label: str = "") -> Section:
@@ -57,6 +60,7 @@ def _measured(evaluation: Evaluation, tail: str) -> list[Block]:
         *_tables(
             controls_table(evaluation),
             categories_table(evaluation),
+            curve_table(evaluation),
             agreement_table(evaluation),
             utility_table(evaluation),
         ),
@@ -88,7 +92,21 @@ def _facts(evaluation: Evaluation) -> list[str]:
     """What was masked, and the rates of a paper's table in words."""
     lines = [(name, line) for name, results in judged(evaluation) for line in _headline(results)]
     masked = _masked(evaluation)
-    return [*([masked] if masked else []), *_by(evaluation, lines)]
+    limit = _limit(evaluation)
+    return [*([masked] if masked else []), *_by(evaluation, lines), *([limit] if limit else [])]
+
+
+def _limit(evaluation: Evaluation) -> str:
+    """How many answers reached the token limit."""
+    found = rows(evaluation.get("at_limit"))
+    sides = []
+    for mask, words in MASKS.items():
+        counts = [(number(r.get("at_limit")), number(r.get("n"))) for r in found if r.get("mask") == mask]
+        hits, every = (sum(pair[i] or 0 for pair in counts) for i in (0, 1))
+        if every:
+            sides.append(f"{hits:,.0f} of {every:,.0f} {words}")
+    limit = plural(int(number(part(evaluation, "parameters").get("max_new")) or 0), "token")
+    return f"Answers that reached the limit of {limit}: {', '.join(sides)}." if sides else ""
 
 
 def _masked(evaluation: Evaluation) -> str:

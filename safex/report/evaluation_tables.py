@@ -94,8 +94,8 @@ def rates_table(evaluation: Evaluation) -> Table:
     caption = (
         "Rates in percent of the answers that could be read, below them their 95 % intervals. Refusal of benign "
         "prompts is over-refusal. Other: neither a refusal nor compliance. The last columns count answers that could "
-        "not be read, which are in no rate: empty, cut off before anything could be judged, nothing but reasoning, text "
-        "that repeats itself or is no language."
+        "not be read, which are in no rate: empty, cut off before anything could be judged, nothing but reasoning, "
+        "text that repeats itself or is no language."
     )
     columns = [Column("set"), Column("mask"), Column("answers", True), Column("read", True)]
     counts = [Column(kind, True) for kind in UNREADABLE]
@@ -294,6 +294,25 @@ def _cost_cell(name: str, estimate: dict[str, Any]) -> Cell:
         if name == "kl"
         else number_cell(estimate.get("value"), 3, ends)
     )
+
+
+def curve_table(evaluation: Evaluation) -> Table:
+    """One row a length read, a column a set and mask."""
+    found = rows(evaluation.get("length_curve"))
+    sides = list(dict.fromkeys((str(row.get("set")), str(row.get("mask"))) for row in found))
+    known = {(str(row.get("set")), str(row.get("mask")), number(row.get("tokens"))): row for row in found}
+    body = [
+        [number_cell(n, 0), *(rate_cell(known.get((*side, n), {}).get("refuse")) for side in sides)]
+        for n in dict.fromkeys(number(row.get("tokens")) for row in found)
+    ]
+    judge = str(found[0].get("judge", MISSING)) if found else MISSING
+    caption = (
+        "Refusals in % of all answers of a set, by how many tokens of each answer are read; what could not be read "
+        f"there is no refusal yet. 95 % intervals (Wilson). Judge {judge}."
+    )
+    names = [f"{set_}, {'no mask' if mask == 'none' else 'masked'}" for set_, mask in sides]
+    columns = [Column("tokens", True), *(Column(name, True, intervals=True) for name in names)]
+    return Table(caption, columns, body, tools=False)
 
 
 def evidence_table(evaluation: Evaluation) -> Table:
