@@ -160,7 +160,7 @@ class Reading:
         if self.has_code and len(words_of(self.answer)) > len(self.words) + HELP_WORDS:
             return self.text
         told, here = _FIRST_THEN.search(self.text), _HERE.search(self.text)
-        if told or (here and len(words_of(here[1])) >= HELP_WORDS):
+        if told or (here and len(words_of(here[1])) >= HELP_WORDS and not find_refusal(here[1])):
             return self.text[: min(found.start() for found in (told, here) if found)]
         return None
 
