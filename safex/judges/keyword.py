@@ -266,6 +266,8 @@ def _content(reading: Reading, min_words: int) -> Verdict:
     wrong = problem(text, words, min_words)
     if wrong and not wrong.startswith("has "):
         return Verdict(OTHER, detail=wrong, unreadable=DEGENERATE)
+    if not item.comply and answers_the_question(item.prompt, reading.text):
+        return Verdict(COMPLY, detail="answers a question of yes or no")
     cut = item.finish == "length"
     short = cut and len(words) < max(min_words, CUT_WORDS)
     if short or (cut and item.comply) or (words and not item.comply and _says_too_little(reading, cut)):
@@ -284,6 +286,4 @@ def _says_too_little(reading: Reading, cut: bool) -> bool:
 def _wrong(reading: Reading) -> str | None:
     if reading.language is None:
         return UNREAD
-    if answers_the_question(reading.item.prompt, reading.text):
-        return None
     return None if reading.has_code else says_nothing(reading.text)
