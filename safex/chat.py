@@ -136,6 +136,8 @@ class ChatTemplate:
             return str(template.render(messages=list(messages), add_generation_prompt=True, **given))
         except Exception as error:
             reason = str(error) or type(error).__name__
+            if reason.endswith("is undefined") or "NoneType" in reason:
+                reason += "; template_kwargs can set what it lacks, such as tools"
             raise InputError(f"the model's chat template can't render this conversation: {reason}") from error
 
     def _strftime_now(self, form: str) -> str:

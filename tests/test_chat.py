@@ -269,6 +269,13 @@ def test_a_template_that_fails_does_so_when_it_is_rendered(source: str, said: st
         failing.split(HI)
 
 
+def test_a_template_that_needs_tools_says_how_to_give_them() -> None:
+    needy = CHATML + "{%- for tool in tools %}{{ tool.name }}{% endfor %}"
+    with pytest.raises(InputError, match="template_kwargs can set what it lacks"):
+        chat(needy).render(HI)
+    assert chat(needy, template_kwargs={"tools": [{"name": "oven"}]}).render(HI).endswith("oven")
+
+
 def test_a_template_that_leaves_the_users_text_out_is_refused() -> None:
     with pytest.raises(InputError, match="does not show the user's text"):
         chat("{{ 'Answer:' }}").split(HI)
