@@ -411,6 +411,15 @@ def test_an_expert_set_in_python_is_its_union_and_neighbours(planted: safex.Mode
     assert len(sweep(planted, experts, few, neighbours=0, bootstrap=20).rows) == 1
 
 
+def test_blanks_around_a_start_do_not_count(planted: safex.Model) -> None:
+    """The real model's refusal logits of benign prompts were +9.7 with "To ": no answer has that last blank."""
+    assert Starts.from_texts(planted, ["I cannot "], [" To "]) == Starts.from_texts(
+        planted, ["I cannot"], ["To"]
+    )
+    with pytest.raises(safex.InputError, match="no start"):
+        Starts.from_texts(planted, [" "], ["To"])
+
+
 def test_the_limit_is_of_each_set(command) -> None:
     code, _, err = command("demo", "--all", *QUICK, "--quiet", "-o", "a.json")
     assert (code, err) == (0, "")

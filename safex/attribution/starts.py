@@ -60,7 +60,10 @@ class Starts:
 
     @classmethod
     def from_texts(cls, model: Any, refuse: Sequence[str], comply: Sequence[str]) -> Starts:
-        """Starts written by hand, with and without a leading space. Raises InputError as the class does."""
+        """Starts written by hand, with and without a leading space; blanks around them don't count.
+
+        Raises InputError as the class does.
+        """
         return cls(_tokenized(model, refuse), _tokenized(model, comply))
 
     @classmethod
@@ -184,5 +187,7 @@ def _telling(tokens: Sequence[int], weight: Weights) -> Path | None:
 
 
 def _tokenized(model: Any, texts: Sequence[str]) -> tuple[Path, ...]:
+    # A blank at the end is a token of its own in most vocabularies, one that hardly ever follows: "To " says "To".
+    texts = [text.strip() for text in texts if text.strip()]
     paths = {tuple(model.tokenize(space + text, special=False)) for text in texts for space in ("", " ")}
     return tuple(sorted(p for p in paths if p and not any(p[:n] in paths for n in range(1, len(p)))))

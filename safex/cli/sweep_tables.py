@@ -92,7 +92,9 @@ def speed(sweep: Sweep, seconds: float, n_before: int) -> str:
     """How many runs it took; ``n_before``: those of an earlier run that this one went on with."""
     computed, skipped = sweep.parameters["computed"] - n_before, sweep.parameters["skipped"]
     before = f"; {number(n_before)} more were done before" if n_before else ""
+    rate = computed / seconds
     return (
-        f"Speed: {number(computed)} masked prompts in {seconds:.1f} s, {number(computed / seconds)} a second{before}; "
+        f"Speed: {number(computed)} masked prompts in {seconds:.1f} s, "
+        f"{number(rate) if rate >= 10 else f'{rate:.2g}'} a second{before}; "
         f"{number(skipped)} more needed no run: no token of theirs selects the masked expert"
     )
