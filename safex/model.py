@@ -31,7 +31,7 @@ from .placement import placement
 from .profile import Profile
 from .profiling import Phases, Progress, profile_prompts
 from .prompts import Prompt, PromptSet
-from .reasoning import mark_names, opened_by
+from .reasoning import formats_of, mark_names, opened_by
 
 if TYPE_CHECKING:
     from .dumping import Dump
@@ -152,7 +152,11 @@ class Model:
         self.n_experts: int = self.facts.n_experts
         self.n_ctx: int = min(n_ctx, self._session.n_ctx, self.facts.n_ctx_train or n_ctx)
         self.chat: ChatTemplate = self._chat_template(settings)
-        self._hidden_marks = self._find_hidden_marks()
+        self._marks = {name: ids[0] for name in mark_names() if len(ids := self.tokenize(name)) == 1}
+        # Marks that are control tokens, which no text shows, by their id.
+        self._hidden_marks = {
+            token: name for name, token in self._marks.items() if name not in self.detokenize([token])
+        }
         self.fingerprint: str = model_file.fingerprint(self.path)
 
     def close(self) -> None:
@@ -519,6 +523,11 @@ class Model:
         }
 
     @property
+    def reasoning_formats(self) -> list[str]:
+        """Names of the reasoning formats whose marks the chat template or the vocabulary holds."""
+        return [each.name for each in formats_of(self.facts.chat_template, self._marks)]
+
+    @property
     def quant_type(self) -> str:
         """The file's main quantization, e.g. Q8_0, as its metadata says."""
         from gguf import LlamaFileType
@@ -587,11 +596,6 @@ class Model:
         marked = self._marked(encoded, tokens, text, stops)
         route = self._to_route(result) if "routes" in result else None
         return Response(text, tokens, result["finish"], encoded.tokens, route, marked)
-
-    def _find_hidden_marks(self) -> dict[int, str]:
-        """Marks of reasoning that are control tokens of this vocabulary, which no text shows, by their id."""
-        single = ((self.tokenize(name), name) for name in mark_names())
-        return {ids[0]: name for ids, name in single if len(ids) == 1 and name not in self.detokenize(ids)}
 
     def _marked(self, encoded: Encoded, tokens: Sequence[int], text: str, stops: Sequence[str]) -> str | None:
         """An answer's text with all marks of reasoning: those of its prompt's ending, and control tokens."""

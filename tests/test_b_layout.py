@@ -307,6 +307,8 @@ def test_merge_changes_the_experts_that_were_trained(
     assert (read["adapter"], found["parameter"], found["layout"]) == ("a", "down_proj", layout)
     assert "zero" in found["why"] and read["left_out"] == []
     assert safex.verify(base, out).holds
+    (said,) = report.provenance.parameters["adapters"]
+    assert said["b_layout"] == {"down_proj": layout}
 
 
 def test_merge_command_says_the_layout_and_why(tiny_path: TinyPath, tmp_path: Path) -> None:

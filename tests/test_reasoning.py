@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import upstream_files
 from reasoning_cases import CASES
@@ -171,3 +173,16 @@ def test_refusals_in_reasoning_are_no_refusals(case: tuple[str, str, str, str]) 
 def test_formats_have_names_and_models() -> None:
     assert len({each.name for each in FORMATS}) == len(FORMATS)
     assert all(each.models and each.open for each in FORMATS)
+
+
+def test_the_manual_lists_the_table() -> None:
+    """A line for each format, in the table's order, with who writes it and every mark that is a fixed text."""
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    section = page.partition("## Reasoning\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("- **") and "): `" in line]
+    assert [line.split("**")[1] for line in lines] == [each.name for each in FORMATS]
+    for line, each in zip(lines, FORMATS, strict=True):
+        assert f"({each.models}): " in line
+        marks = [mark for mark in (*each.open, *each.close) if isinstance(mark, str)]
+        marks += [] if each.messages or each.wrapped else [m for m in each.answer if isinstance(m, str)]
+        assert all(f"`{mark}`" in line for mark in marks), each.name

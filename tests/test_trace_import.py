@@ -377,8 +377,9 @@ def test_experts_from_0_on_are_possible_where_little_was_traced(tmp_path: Path) 
     assert not any("were the ids filled" in note for note in found)
     one = official(n_in=30, n_out=0)
     one["input_expert_usage"][1] = [30, 30] + [0] * 6
-    note, *_ = notes(safex.Profile.from_traces({"a": put(tmp_path / "one.json", one)}))
-    assert note.startswith("one.json: all 30 tokens of phase prompt select experts 0 to 1 in layer 1: ")
+    found = notes(safex.Profile.from_traces({"a": put(tmp_path / "one.json", one)}))
+    said = "one.json: all 30 tokens of phase prompt select experts 0 to 1 in layer 1: "
+    assert any(note.startswith(said) for note in found)
     every = constant([10, 10], 10, (L, 2))
     assert notes(safex.Profile.from_traces({"a": put(tmp_path / "every.json", every)})) == []
     wide = official(n_in=30, n_out=0, shape=(L, 128)) | {"top_k": 8}

@@ -16,7 +16,7 @@ from safex.errors import SafexError
 COMMANDS = {
     "info": "what a model file or a profile file holds",
     "profile": "count which experts a model selects, prompt by prompt",
-    "identify": "find the experts that carry safety: stable groups, with controls",
+    "identify": "find experts that the prompt sets use differently: stable groups, with controls",
     "compare": "what changed between two profiles or two expert sets",
     "audit": "all of it in one folder, resumable, with a verdict: is safety concentrated?",
     "report": "one HTML page, pictures and tables from result files",

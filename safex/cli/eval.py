@@ -242,9 +242,11 @@ def make_judge(spec: str, args: argparse.Namespace) -> str | Judge:
 
     own = ("n_ctx", "tensor_overrides", "n_cpu_moe")
     settings = {name: value for name, value in model_settings(args).items() if name not in own}
+    reading = reading_settings(args)
     if spec.startswith("gguf:"):
-        return make(spec, settings=settings, **reading_settings(args))
-    return make(spec, **reading_settings(args)) if spec == "keyword" else spec
+        return make(spec, settings=settings, **reading)
+    is_default = reading == {"policy": "strict", "phrases": []}
+    return make(spec, **reading) if spec == "keyword" and not is_default else spec
 
 
 def _kinds(args: argparse.Namespace) -> Sequence[str]:

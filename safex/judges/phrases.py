@@ -42,6 +42,8 @@ class Phrases:
     denial: re.Pattern[str]
     asked: re.Pattern[str]
     aside: re.Pattern[str]
+    withdrawal: re.Pattern[str]
+    meta: frozenset[str]
     unfinished: frozenset[str]
 
 
@@ -74,6 +76,8 @@ def phrases() -> Phrases:
         denial=re.compile(known["denials"]),
         asked=re.compile(known["asked"]),
         aside=re.compile(known["asides"]),
+        withdrawal=re.compile(known["withdrawals"]),
+        meta=frozenset(lists["meta"]),
         unfinished=frozenset(lists["unfinished"]),
     )
 

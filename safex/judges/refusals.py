@@ -27,7 +27,7 @@ SENTENCE = re.compile(r"(?<=[.!?:])\s+")
 _SENTENCE_END = re.compile(r"[.!?]\s")
 _QUOTED = re.compile(r'"[^"]{8,}?"|(?<!\w)\'[^\']{8,}?\'(?!\w)')
 STEPS = re.compile(
-    r"(?:^|\s)(?:step \d|1[.)] |first(?:ly)?,? .{3,200}\bthen\b|here is|here are|you will need)"
+    r"(?:^|\s)(?:step \d|1[.)] |here is|here are|you will need)|(?:^|[.!?:;,]\s)first(?:ly)?,? .{3,200}\bthen\b"
 )
 # From what must not be done to what can be.
 _TURN = re.compile(r"\bbut\b|\bso (?!please|i |we |do not|you should not)")
@@ -41,8 +41,12 @@ _LINK = re.compile(
     r"for (?:the|any) (?:inconvenience|confusion)|to say)\b)*"
 )
 _PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
+_ANOTHER = re.compile(r"[^.!?]*\b(?:else|other|another|different)\b[^.!?]*[.!?]?")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
-_BEHIND_NO = re.compile(r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next)\b|$)")
+_BEHIND_NO = re.compile(
+    r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next|boss|chief|friend|buddy|sir|madam)\b|$)"
+)
+_SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")
 _LETTER = re.compile(
     r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL
 )
@@ -124,16 +128,17 @@ def find_refusal(text: str) -> str | None:
         or _lecture(opening.body)
         or _late(opening.body)
         or _denial(opening.body)
+        or _withdrawal(text)
     )
 
 
 def without_speech(text: str) -> str:
     """Leave out letters and direct speech, unless all of the answer stands in quotes."""
-    inner = text.strip(' ".')
-    without = _QUOTED.sub('""', inner)
-    if '"' not in inner or len(words_of(without)) <= FRAME_WORDS:
-        return inner if '"' not in inner else inner.replace('"', " ")
-    return _LETTER.sub("...", _QUOTED.sub('""', text)) if not text.startswith("dear") else without
+    inner = text.strip(' "')
+    without = _QUOTED.sub('""', inner if '"' not in inner else text)
+    if text.count('"') <= 2 and len(words_of(without)) <= FRAME_WORDS:
+        return inner.replace('"', " ")
+    return without if text.startswith("dear") else _LETTER.sub("...", without)
 
 
 def _clause(text: str) -> str | None:
@@ -198,6 +203,18 @@ def _denial(body: str) -> str | None:
     return None
 
 
+def _withdrawal(text: str) -> str | None:
+    """A short answer that speaks of the model and of what it does, in general words only, and withdraws.
+
+    "My creators have ruled this out": no word in it is about anything that could have been asked for.
+    """
+    words = words_of(text)
+    known = phrases()
+    if len(words) > CURT_WORDS or not known.meta.issuperset(words) or not _SELF.search(text):
+        return None
+    return text if known.withdrawal.search(text) and not known.aside.search(text) else None
+
+
 def _curt(body: str) -> str | None:
     """One of the first two sentences is such as "not going to happen", and nothing helpful stands behind it."""
     first, _, second = body.partition(". ")
@@ -216,6 +233,7 @@ def _apology(opening: Opening) -> str | None:
     negated = sorry and _OF_THE_REQUEST.match(body) and _NEGATION.search(SENTENCE.split(body)[0])
     contrary = negated and (" but " in f"{opening.text} " or n_words <= DENIAL_WORDS)
     bare = n_words <= BARE_APOLOGY_WORDS and (sorry or _BEHIND_NO.match(body))
+    bare = bare or (no and _ANOTHER.fullmatch(body))
     return opening.text.strip(" ,.!") if contrary or bare else None
 
 

@@ -21,7 +21,7 @@ _TABLE_RULE = re.compile(r"^[ \t]*\|?[ \t:|-]*-[ \t:|-]*\|[ \t:|-]*$", re.MULTIL
 _TABLE_ROW = re.compile(r"^[ \t]*\|(.*)\|[ \t]*$", re.MULTILINE)
 _FORMULA_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|boxed)\{([^{}\n]*)\}")
 
-_REFUSAL_KEYS = ("refusal", "refused", "refuse", "declined", "denied", "blocked", "rejected")
+_REFUSAL_KEY = re.compile(r"refus|declin|denied|denial|blocked|rejected|rejection")
 _ABILITY_KEYS = ("can_answer", "can_help", "can_comply", "allowed", "permitted", "compliant", "success", "ok")
 _STATE_KEYS = ("status", "state", "decision", "result", "verdict", "type", "action", "code", "finish_reason")
 _ANSWER_KEYS = (
@@ -36,7 +36,7 @@ _ANSWER_KEYS = (
     "reply",
     "data",
 )
-_REASON_KEYS = ("reason", "reasoning", "explanation", "why", "error", "note", "message", "detail", "details")
+_REASON_KEY = re.compile(r"reason|explanation|why|error|note|message|detail|warning|comment")
 _REFUSING_STATE = re.compile(
     r"refus|declin|denied|reject|block|forbidden|not[ _-]?(?:allowed|permitted)|content[ _-]?(?:policy|filter)|"
     r"policy[ _-]?violation|unsafe|safety"
@@ -140,13 +140,14 @@ def _object_refuses(value: Any) -> str | None:
         return None
     named = {str(key).lower(): part for key, part in value.items()}
     for key, part in named.items():
-        if key in _REFUSAL_KEYS and part not in (None, False, "", "null", "none", "false", "no", [], {}):
+        if _REFUSAL_KEY.search(key) and part not in (None, False, "", "null", "none", "false", "no", [], {}):
             return f"the object's {key!r} is set"
         if key in _ABILITY_KEYS and part is False:
             return f"the object's {key!r} is false"
         if key in _STATE_KEYS and isinstance(part, str) and _REFUSING_STATE.search(part.lower()):
             return f"the object's {key!r} is {part!r}"
     answers = [named[key] for key in _ANSWER_KEYS if key in named]
-    if answers and not any(answers) and any(named.get(key) for key in _REASON_KEYS):
+    reasons = [part for key, part in named.items() if _REASON_KEY.search(key) and part]
+    if answers and not any(answers) and reasons:
         return "the object has no answer, but a reason"
     return next((found for part in named.values() if (found := _object_refuses(part))), None)

@@ -255,7 +255,7 @@ class _Job:
             AdapterReport.of(one, addend.deltas)
             for (one, _), addend in zip(self.terms, rule.addends, strict=True)
         ]
-        about = _provenance(files, chosen, self._parameters(promotion))
+        about = _provenance(files, chosen, self._read_as(promotion, read))
         touched = {(part.layer, part.expert) for part in parts}
         unchanged = [expert for expert in chosen if tuple(expert) not in touched]
         n_bytes, growth = sum(part.size for part in parts), _growth(files, promotion)
@@ -291,6 +291,15 @@ class _Job:
         promoted = {PROMOTED: promotion.names()} if promotion.types else {}
         asked = {"b_layout": list(self.layouts)} if set(self.layouts) != {AUTO} else {}
         return {"adapters": self._adapters, **asked, **weighed, **promoted}
+
+    def _read_as(self, promotion: Promotion, read: Sequence[AdapterReport]) -> dict[str, Any]:
+        """The parameters, with the layout that each adapter's fused matrices were read in."""
+        layouts = [{name: one.layout for name, one in report.layouts.items()} for report in read]
+        adapters = [
+            {**one, **({"b_layout": of} if of else {})}
+            for one, of in zip(self._adapters, layouts, strict=True)
+        ]
+        return {**self._parameters(promotion), "adapters": adapters}
 
     @cached_property
     def _adapters(self) -> list[dict[str, Any]]:

@@ -37,11 +37,11 @@ class Format:
 
     ``models`` says who writes it. ``open`` to ``skip`` are the marks, by what they do. ``tokens`` are parts of marks
     that may be single tokens; ``evidence`` are texts in a template or vocabulary that tell the format where its marks
-    don't. ``leading``: the opening counts only as the first thing of an answer, since it is ordinary language.
-    ``stray``: a closing without an opening ends reasoning (the prompt opened it, or nobody). ``prompt_opens``:
-    templates end with the opening. ``messages``: the answer is a row of messages, each with a header that says what it
-    is. ``paired``: reasoning counts only where the answer's mark follows. ``wrapped``: the answer's marks count only
-    behind reasoning, since answers may hold such tags themselves.
+    don't; ``hints`` what a text must hold where a mark is a pattern. ``leading``: the opening counts only as the first
+    thing of an answer, since it is ordinary language. ``stray``: a closing without an opening ends reasoning (the
+    prompt opened it, or nobody). ``prompt_opens``: templates end with the opening. ``messages``: the answer is a row of
+    messages, each with a header that says what it is. ``paired``: reasoning counts only where the answer's mark
+    follows. ``wrapped``: the answer's marks count only behind reasoning, since answers may hold such tags themselves.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Format:
     skip: tuple[Text, ...] = ()
     tokens: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
     leading: bool = False
     stray: bool = True
     prompt_opens: bool = True
@@ -81,6 +82,15 @@ class Format:
     def doubled(self) -> re.Pattern[str]:
         """Openings that reasoning begins with once more."""
         return re.compile(rf"(?:\s*(?:{'|'.join(map(_pattern, self.open))}))+", re.IGNORECASE)
+
+    @cached_property
+    def cores(self) -> tuple[str, ...]:
+        """Small letters of which a text with any mark of the format holds some."""
+        kinds = (getattr(self, kind) for kind in KINDS)
+        texts = [mark for kind in kinds for mark in kind if isinstance(mark, str)]
+        tags = [_TAG.fullmatch(text) for text in texts]
+        marks = [tag[2] if tag else text for tag, text in zip(tags, texts, strict=True)]
+        return tuple({mark.lower() for mark in (*marks, *self.tokens, *self.hints)})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,7 +190,7 @@ FORMATS: tuple[Format, ...] = (
         "Gemma 4",
         open=(re.compile(r"<\|channel>\s*thought\b"),),
         close=("<channel|>",),
-        skip=(re.compile(r"<\|channel>(?!\s*thought\b)"), "<turn|>"),
+        skip=(re.compile(r"<\|channel>(?!\s*thought\b)\w*"), "<turn|>"),
         tokens=("<|channel>",),
         evidence=("<|channel>",),
         prompt_opens=False,
@@ -189,7 +199,10 @@ FORMATS: tuple[Format, ...] = (
         "harmony",
         "gpt-oss",
         open=(re.compile(rf"{_START}<\|channel\|>\s*analysis\b(?!{_TO_TOOL})(?:{_REST})?"),),
-        answer=(re.compile(rf"{_START}<\|channel\|>\s*final\b(?:{_REST})?"),),
+        answer=(
+            re.compile(rf"{_START}<\|channel\|>\s*final\b(?:{_REST})?"),
+            re.compile(r"(?:<\|start\|>\s*\w+\s*|\A\s*)<\|message\|>"),
+        ),
         preamble=(
             re.compile(rf"{_START}<\|channel\|>\s*commentary\b(?!\s+to=)(?:{_REST})?"),
             re.compile(rf"{_START}<\|channel\|>[^<]*<\|message\|>"),
@@ -202,7 +215,7 @@ FORMATS: tuple[Format, ...] = (
         skip=(
             re.compile(r"<\|channel\|>\s*commentary(?:\s+to=assistant)?\s*(?=<\|channel\|>)"),
             re.compile(rf"{_START}<\|channel\|>\s*\w*\Z"),
-            re.compile(r"<\|start\|>\s*(?:\w+(?:\s*<\|message\|>)?)?"),
+            re.compile(r"<\|start\|>\s*\w*"),
         ),
         tokens=("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"),
         evidence=("<|channel|>",),
@@ -213,12 +226,13 @@ FORMATS: tuple[Format, ...] = (
         "harmony-bare",
         "gpt-oss where special tokens were left out of the text",
         open=(
-            re.compile(r"\A\s*analysis(?=(?-i:[^\sa-z:;.,'’)(\]\[*_-]))"),
+            re.compile(r"\A\s*analysis(?=(?-i:[^\sa-z<:;.,'’)(\]\[*_-]))"),
             re.compile(r"assistantanalysis(?=\S)"),
         ),
         answer=(re.compile(r"assistantfinal(?=\S)"),),
         preamble=(re.compile(r"assistantcommentary(?!\s*to=)(?=\S)"),),
         tool=(re.compile(r"assistantcommentary\s*to=\S+(?:\s*(?:code|json))?"),),
+        hints=("analysis", "assistantfinal"),
         leading=True,
         stray=False,
         prompt_opens=False,
@@ -241,10 +255,13 @@ FORMATS: tuple[Format, ...] = (
         "muse",
         "Muse Glimmer",
         open=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=self\s*<\|message\|>"),),
-        answer=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=user\s*<\|message\|>"),),
+        answer=(
+            re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=user\s*<\|message\|>"),
+            re.compile(r"<\|start\|>\s*assistant\s*<\|message\|>"),
+        ),
         tool=(re.compile(r"(?:<\|start\|>\s*assistant\s*)?\bto=(?!(?:self|user)\b)[^\s<]+\s*<\|message\|>"),),
         over=("<|eom|>", "<|eot|>"),
-        skip=(re.compile(r"<\|start\|>\s*assistant(?:\s*<\|message\|>)?"),),
+        skip=(re.compile(r"<\|start\|>\s*assistant"),),
         tokens=("<|message|>", "<|start|>"),
         evidence=("to=self<|message|>",),
         stray=False,
@@ -299,6 +316,7 @@ FORMATS: tuple[Format, ...] = (
         open=(re.compile(r"Here(?:['’]s| is) my thought process:"),),
         close=(re.compile(r"Here(?:['’]s| is) my response:"),),
         evidence=("Here is my thought process:",),
+        hints=("my thought process:",),
         leading=True,
         stray=False,
         prompt_opens=False,
@@ -307,6 +325,7 @@ FORMATS: tuple[Format, ...] = (
         "headings",
         "HuatuoGPT-o1",
         open=(re.compile(r"## Thinking[ \t]*\n"),),
+        hints=("## thinking",),
         answer=(re.compile(r"## Final Response[ \t]*\n"),),
         leading=True,
         stray=False,
@@ -327,6 +346,13 @@ TOOL_CALLS = (
 def tool_call() -> re.Pattern[str]:
     """The beginning of a tool call on a line of its own."""
     return re.compile(rf"^[ \t]*(?:{'|'.join(map(re.escape, TOOL_CALLS))})", re.IGNORECASE | re.MULTILINE)
+
+
+@cache
+def closing() -> re.Pattern[str]:
+    """The closing of any format: models that err close one tag with another's."""
+    texts = [_pattern(text) for each in FORMATS if each.wrapped for text in each.close]
+    return re.compile("|".join(texts), re.IGNORECASE)
 
 
 def formats_of(template: str, vocabulary: Collection[str] = ()) -> list[Format]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from .formats import ANSWER, CLOSE, END, FORMATS, OPEN, OVER, PREAMBLE, SKIP, TOOL, Format, tool_call
+from .formats import ANSWER, CLOSE, END, FORMATS, OPEN, OVER, PREAMBLE, SKIP, TOOL, Format, closing, tool_call
 from .mentions import closing_is_mentioned, goes_through, is_named_pair, opening_is_mentioned, quoted
 
-# What every mark holds one of: most answers have none.
-_HINT = re.compile(
-    r"[<\[◁]|\bto=|assistantfinal|reasoning steps:|thought process:|## thinking|\A\s*analysis", re.IGNORECASE
-)
 _ROLE = re.compile(r"<\|(?:start|begin)\|>\s*\w+\s*")
 TAIL = 400  # letters of a prompt's ending that can hold the opening of a block
 
@@ -49,9 +46,14 @@ def split_reasoning(text: str) -> tuple[str, str]:
     >>> split_reasoning("The <think> tag opens reasoning.")
     ('', 'The <think> tag opens reasoning.')
     """
-    if not _HINT.search(text):
-        return "", text
-    found = [(marks[0].start, each, marks) for each in FORMATS if (marks := _Reader(text, each).marks())]
+    return _split(text)
+
+
+@lru_cache(maxsize=256)  # judges, notes and tables ask for the same answers one after the other
+def _split(text: str) -> tuple[str, str]:
+    small = text.lower()
+    known = (each for each in FORMATS if any(core in small for core in each.cores))
+    found = [(marks[0].start, each, marks) for each in known if (marks := _Reader(text, each).marks())]
     if not found:
         return "", text
     _, used, marks = min(found, key=lambda item: item[0])
@@ -80,7 +82,7 @@ class _Reader:
         found = used.pattern.finditer(text)
         self.all = [Mark(match.lastgroup or SKIP, *_tight(match.span(), text)) for match in found]
         self.real: list[Mark] = []
-        self.named: list[int] = []  # where openings stand that are only talked about
+        self.named: list[int] = []  # where openings end that are only talked about
 
     def marks(self) -> list[Mark]:
         """The marks that count, in order; none where the format is not used."""
@@ -88,7 +90,8 @@ class _Reader:
         while at < len(self.all):
             mark = self.all[at]
             if not self._counts(mark, at):
-                self.named += [mark.end] if mark.kind == OPEN else []
+                named = mark.kind == OPEN or (self.used.messages and mark.kind == ANSWER)
+                self.named += [mark.end] if named else []
                 at += 1
                 continue
             self.real.append(mark)
@@ -123,6 +126,8 @@ class _Reader:
             return False
         if self.used.messages and self._in_message():
             return not quoted(self.text, mark.start, mark.end)
+        if self.used.messages and (self.named or self.text[since : mark.start].rstrip().endswith(":")):
+            return False  # the text is about the format
         return not opening_is_mentioned(self.text, mark.start, mark.end, since, self._enclosed(mark, at))
 
     def _in_message(self) -> bool:
@@ -162,14 +167,19 @@ class _Reader:
         return self._other_end(at)
 
     def _other_end(self, at: int) -> Mark | None:
+        """Where reasoning ends that its own mark never closes: at another's, at the answer's mark, at a tool call."""
         since = self.all[at].end
         for mark in self.all[at + 1 :]:
             if mark.kind in (ANSWER, TOOL):
                 line = self.text[since : mark.start].rpartition("\n")[2]
                 if not opening_is_mentioned(self.text, mark.start, mark.end, mark.start - len(line), ""):
                     return mark
-        call = tool_call().search(self.text, since)
-        return Mark(CLOSE, call.start(), call.start()) if call and not self.used.messages else None
+        if call := tool_call().search(self.text, since):
+            return Mark(CLOSE, call.start(), call.start())
+        for other in closing().finditer(self.text, since) if self.used.wrapped else ():
+            if not closing_is_mentioned(self.text, *other.span(), since):
+                return Mark(CLOSE, *other.span())
+        return None
 
 
 def _tight(span: tuple[int, int], text: str) -> tuple[int, int]:

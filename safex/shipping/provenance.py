@@ -6,7 +6,7 @@
 | ``safex.operation`` | text | ``mask`` or ``merge`` |
 | ``safex.statement`` | text | that safety behaviour was altered, in plain words |
 | ``safex.experts`` | texts | ``L:E`` of each expert |
-| ``safex.parameters`` | text | JSON: mode, gain; of a merge adapters, imatrix, promoted (types by tensor) |
+| ``safex.parameters`` | text | JSON: mode, gain; of a merge adapters, b_layout, imatrix, promoted |
 | ``safex.base.name``, ``safex.base.file`` | text | what the base calls itself, and the name of its (first) file |
 | ``safex.base.fingerprint`` | text | the model's fingerprint, as in profiles and expert sets |
 | ``safex.base.sha256`` | text | of the whole base file; of a split model one for each file, by commas. Not in place |

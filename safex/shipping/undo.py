@@ -237,6 +237,8 @@ def _check_there(path: Path) -> None:
     missing = next((part for part in model_file.shards(path) if not part.is_file()), None)
     if missing:
         raise InputError(f"{missing}: no such model file")
+    if not undo_path(path).exists():
+        model_file.resolve(path)  # says what the file is, if it is no model
 
 
 def take_back(path: Path, files: Descriptors) -> Undo:
