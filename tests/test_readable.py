@@ -336,10 +336,9 @@ def test_audit_with_answers_of_one_token_exits_with_1_and_says_why(run: Any) -> 
     words = ["--experts", TRUTH, "--max-new", 1, "--limit", 20, "--skip", "identify,sweep,probe,report"]
     code, out, _ = run("audit", "demo-planted", *words, "--fail-above", 20)
     said = " ".join(out.split())
-    assert (
-        code == 1 and "Verdict: Not measurable: of the answers to 10 regular prompts 0 could be read" in said
-    )
-    assert "What helps: raise --max-new." in said and "Gate: fails, the verdict is 'not measurable'" in said
+    assert code == 1
+    assert "Verdict: Not measurable: 12 of 12 trial answers can't be read with up to 1 token" in said
+    assert "; raise --max-new, or" in said and "Gate: fails, the verdict is 'not measurable'" in said
     code, out, _ = run("audit", "demo-planted", *words)
     assert code == 1 and "Gate" not in out
     code, out, _ = run("report", "demo-planted.audit", "-o", "page.html")

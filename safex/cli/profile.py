@@ -226,7 +226,9 @@ def next_step(args: argparse.Namespace, output: Path, profile: Profile) -> str:
     path = shlex.quote(str(output))
     if min(profile.sets.count(name) for name in ("regular", "jailbreak")) >= ENOUGH:
         phase = "suffix" if "suffix" in profile.phases else "prompt"
-        return f"Next: safex-native identify {path} --phase {phase} finds experts that the sets use differently"
+        return (
+            f"Next: safex-native identify {path} --phase {phase} finds experts that the sets use differently"
+        )
     other = next((phase for phase in reversed(profile.phases) if phase != args.phase), None)
     if other is None:
         return f"Next: safex-native info {path} shows what it holds"
