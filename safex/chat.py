@@ -22,12 +22,17 @@ from .chat_messages import (
     with_last_text,
     with_word,
 )
-from .chat_settings import ChatSettings
+from .chat_settings import RESERVED, ChatSettings, to_date
 from .errors import InputError
 from .template_environment import compile_template, variables_read
 from .thinking import Thinking, resolve_thinking
 
 PROBE = "safexprobe"  # a user's text that no template holds
+
+
+def today() -> datetime.date:
+    """The day on which a model is opened."""
+    return datetime.date.today()
 
 
 # Special tokens that a chat template may name, and where a file says which token each is.
@@ -63,7 +68,7 @@ class ChatTemplate:
         """``special``: further special tokens by the template's name for them, as ``pad_token``."""
         self.source = source
         self.settings = settings or ChatSettings()
-        self.date = self.settings.date or datetime.date.today()
+        self.date = self.settings.date or today()
         self.bos = bos
         self._special = {"bos_token": bos, "eos_token": eos, **(special or {})}
         self._date_calls = 0
@@ -124,17 +129,16 @@ class ChatTemplate:
 
     def _rendered(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """Render once, nothing checked. The one place where a template runs."""
-        template = self._compiled
+        template = compile_template(self.source)
         given = {"tools": None, "documents": None, **self._special, **variables}
+        given["strftime_now"] = self._strftime_now
         try:
             return str(template.render(messages=list(messages), add_generation_prompt=True, **given))
         except Exception as error:
             reason = str(error) or type(error).__name__
+            if reason.endswith("is undefined") or "NoneType" in reason:
+                reason += "; template_kwargs can set what it lacks, such as tools"
             raise InputError(f"the model's chat template can't render this conversation: {reason}") from error
-
-    @cached_property
-    def _compiled(self) -> Any:
-        return compile_template(self.source, self._strftime_now)
 
     def _strftime_now(self, form: str) -> str:
         """The date that the study has, at midnight."""
@@ -153,8 +157,18 @@ class ChatTemplate:
         """The variables that the template may read, besides those that are always filled. Raises InputError."""
         if not self:
             return frozenset()
-        _ = self._compiled
+        compile_template(self.source)
         return variables_read(self.source)
+
+    @property
+    def readable_variables(self) -> list[str]:
+        """Names of variables that ``template_kwargs`` may set. Raises InputError where the template fails."""
+        return sorted(self.reads - set(RESERVED))
+
+    def thinking_switches(self) -> dict[str, str]:
+        """What "on" and "off" set, in words; empty where the template has no switch."""
+        bare = ChatTemplate(self.source, special=self._special)
+        return {name: resolve_thinking(bare, name == "on").what for name in ("on", "off")}
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -198,7 +212,7 @@ class ChatTemplate:
     def use_recorded_date(self, recorded: object) -> None:
         """Take the date of the run that is resumed, unless one was given: ``recorded`` as ``describe`` wrote it."""
         if self.settings.date is None and isinstance(recorded, str):
-            self.date = datetime.date.fromisoformat(recorded)
+            self.date = to_date(recorded)
 
     def describe(self) -> dict[str, Any]:
         """What result files say of it: settings that were given or that count, and the hash of it all."""
@@ -243,10 +257,10 @@ class ChatTemplate:
         found = [] if settings.thinking is None else [self._thinking.note]
         unread = sorted(set(settings.template_kwargs) - self.reads)
         if unread:
-            known = ", ".join(sorted(self.reads - {"messages", "add_generation_prompt", *self._special}))
+            known = ", ".join(self.readable_variables) or "none"
             found.append(
                 f"the model's chat template reads no {' and no '.join(map(repr, unread))}: without effect "
-                f"(it may read {known or 'nothing'})"
+                f"(variables in it: {known})"
             )
         if settings.date is not None and not self.uses_date:
             own = " (it reads date_string: template_kwargs can set it)" if "date_string" in self.reads else ""
@@ -344,20 +358,26 @@ class ChatTemplate:
         return shown, self._suffix_behind(conversation, text, shown)
 
     def _suffix_behind(self, conversation: list[dict[str, Any]], text: str, shown: str) -> str:
-        """What follows the last message, found by marking its text; some templates look at the text they show."""
-        tails: list[str] = []
-        for marked in (PROBE + text, text + PROBE, PROBE):
+        """What follows the last message, found by exchanging its text; some templates look at the text they show."""
+        behind = self._tail(conversation, PROBE + text)
+        form = next((form for form in _forms_of(text) if form and behind.startswith(form)), None)
+        tails = [] if form is None else [behind[len(form) :]]
+        tails += [self._tail(conversation, text + PROBE), self._tail(conversation, PROBE)]
+        as_long = "".join("y" if letter == "x" else "x" for letter in text)
+        with suppress(InputError):
+            other = self.render_conversation([*conversation[:-1], with_last_text(conversation[-1], as_long)])
+            tails.append(other[len(other) - common_tail(shown, other) :])
+        fitting = (tail for tail in tails if _ends_as(shown, text, tail))
+        common = (shown[len(shown) - common_tail(shown, tail) :] for tail in tails)
+        return next(fitting, None) or max(common, key=len, default="")
+
+    def _tail(self, conversation: list[dict[str, Any]], marked: str) -> str:
+        """What follows the mark where the last message has a marked text; empty where it is not shown."""
+        with suppress(InputError):
             changed = [*conversation[:-1], with_last_text(conversation[-1], marked)]
-            try:
-                _, found, tail = self.render_conversation(changed).rpartition(PROBE)
-            except InputError:
-                continue
-            if found and marked == PROBE + text:
-                tail = next((tail[len(form) :] for form in _forms_of(text) if tail.startswith(form)), "")
-            if tail and _ends_as(shown, text, tail):
-                return tail
-            tails.append(tail)
-        return max((shown[len(shown) - common_tail(shown, tail) :] for tail in tails), key=len, default="")
+            _, found, tail = self.render_conversation(changed).rpartition(PROBE)
+            return tail if found else ""
+        return ""
 
 
 def _ends_as(shown: str, text: str, suffix: str) -> bool:

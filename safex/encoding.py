@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from .chat import common_tail
@@ -50,9 +51,11 @@ def _count_behind(vocabulary: Tokenizer, tokens: Sequence[int], text: str, suffi
         return len(tokens) - _fewest_holding(vocabulary, tokens, whole[: len(whole) - len(suffix)])
     # A vocabulary that does not keep every character, such as blanks behind a special token.
     before = vocabulary.tokenize(text[: len(text) - len(suffix)])
-    if before == tokens[: len(before)]:
-        return len(tokens) - len(before)
-    return common_tail(tokens, vocabulary.tokenize(suffix))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, before, strict=False)))
+    if shared == len(before):
+        return len(tokens) - shared
+    across = 1  # the token that begins in what stands before
+    return min(len(tokens) - shared - across, common_tail(tokens, vocabulary.tokenize(suffix)))
 
 
 def _fewest_holding(vocabulary: Tokenizer, tokens: Sequence[int], before: str) -> int:

@@ -6,7 +6,8 @@ schema_version, phases, set_names, layers, n_experts, top_k, ids, texts_hash, an
 E] and ``.n_tokens`` (I64) [P]; ``set``, ``pair``, ``category`` (I32) [P], indices into those lists, -1 for
 none.
 
-Keys of meta in use: model.fingerprint, model.name, model.architecture, model.quant_types, template_hash,
+Keys of meta in use: model.fingerprint, model.name, model.architecture, model.quant_types, chat.system,
+chat.template_kwargs, chat.thinking, chat.date, template_hash,
 prompts_hash, tool_version, upstream_id, session.n_ctx, session.n_ubatch, session.flash_attn,
 session.kv_type, session.max_new, session.templated, created, absent, prompts.notes; of imported traces: imported,
 import.notes; of a part: part_of (the whole's prompts_hash).

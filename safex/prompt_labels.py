@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -53,6 +54,13 @@ FLAGS = {
     "malicious": "harmful",
     "is_jailbreak": "jailbreak",
 }
+_NAME_WORDS = {
+    "toxic": "harmful",
+    "harmful": "harmful",
+    "unsafe": "harmful",
+    "benign": "safe",
+    "harmless": "safe",
+}
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 MAYBE_COLUMNS = ("label", "labels", "toxicity", "jailbreaking", "jailbreak", "adversarial", "harmfulness")
 """Columns that may tell safe prompts from harmful ones in a way that isn't known: they get a note."""
@@ -73,7 +81,7 @@ def selected(
         return _filtered(table, asked)
     rules = layout.rules or _rules_of(table)
     if not rules or (set_name is None and "set" in table.columns):
-        return table, _doubtful(table) if not rules else []
+        return table, [] if rules else _doubtful(table) + _misnamed(table, set_name)
     return _split(table, rules, set_name)
 
 
@@ -227,6 +235,18 @@ def _about_answers(table: Table, column: str) -> str:
     if normal(column) not in (*FLAGS, "label", "labels", "safety", "harmfulness") or answers is None:
         return ""
     return f"column {column!r} may be about the answers in column {answers!r}"
+
+
+def _misnamed(table: Table, set_name: str | None) -> list[str]:
+    """A note where a file's own name denies the set's, as OR-Bench's ``or-bench-toxic.csv`` does ``benign``."""
+    kinds = TAKES.get(set_name or "", ())
+    words = [word for word in _words(table) if word in _NAME_WORDS] if kinds else []
+    found = next((word for word in words if (_NAME_WORDS[word] == "safe") != ("safe" in kinds)), None)
+    return [f"{table.path}: the file is called {found}, yet the set is {set_name!r}"] if found else []
+
+
+def _words(table: Table) -> list[str]:
+    return re.split(r"[^a-z]+", table.path.name.casefold())
 
 
 def _doubtful(table: Table) -> list[str]:

@@ -10,14 +10,13 @@ from typing import Any, NoReturn
 from .errors import InputError
 
 
-def compile_template(source: str, strftime_now: Callable[[str], str]) -> Any:
-    """A chat template ready to render; ``strftime_now`` tells it the date. Raises InputError: it does not compile."""
+@lru_cache(maxsize=8)
+def compile_template(source: str) -> Any:
+    """A chat template, to be rendered with ``strftime_now`` among its variables. Raises InputError."""
     from jinja2 import TemplateError
 
-    environment = _environment_class()()
-    environment.globals["strftime_now"] = strftime_now
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         where = f" (line {line})" if line else ""
@@ -29,7 +28,7 @@ def variables_read(source: str) -> frozenset[str]:
     """Names that a template that compiles may read from outside."""
     from jinja2.meta import find_undeclared_variables
 
-    return frozenset(find_undeclared_variables(_environment_class()().parse(source)))
+    return frozenset(find_undeclared_variables(_environment().parse(source)))
 
 
 @lru_cache(maxsize=8)
@@ -37,12 +36,12 @@ def texts_in(source: str) -> frozenset[str]:
     """The literal texts in the expressions of a template that compiles."""
     from jinja2 import nodes
 
-    tree = _environment_class()().parse(source)
+    tree = _environment().parse(source)
     return frozenset(node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
 
 
 @lru_cache(maxsize=1)
-def _environment_class() -> Any:
+def _environment() -> Any:
     """Made at the first use: importing Jinja takes longer than a command's help may."""
     from jinja2 import TemplateError, nodes
     from jinja2.exceptions import SecurityError
@@ -84,16 +83,13 @@ def _environment_class() -> Any:
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    class ChatEnvironment(ImmutableSandboxedEnvironment):
-        """trim_blocks, lstrip_blocks, loop controls, ``tojson`` without HTML escaping."""
-
-        def __init__(self) -> None:
-            super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-            self.filters["tojson"] = _to_json
-            self.globals["raise_exception"] = raise_exception
-            self.globals["namespace"] = PublicNamespace
-
-    return ChatEnvironment
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    made.filters["tojson"] = _to_json
+    made.globals["raise_exception"] = raise_exception
+    made.globals["namespace"] = PublicNamespace
+    return made
 
 
 def _to_json(

@@ -45,32 +45,42 @@ WORDS = (("/think", "/no_think"), ("detailed thinking on", "detailed thinking of
 
 @dataclass(frozen=True)
 class Thinking:
-    """What is done for it: ``variables`` of the template, a ``system_word``, and in one line which."""
+    """What is done for it: ``variables`` of the template, a ``system_word``. ``note`` says which, in one line."""
 
     variables: Mapping[str, Any] = field(default_factory=dict)
     system_word: str = ""
     note: str = ""
 
+    @property
+    def what(self) -> str:
+        """What is done, in a few words; empty for nothing."""
+        if self.system_word:
+            return f"{self.system_word!r} in the system message"
+        return " and ".join(f"{name} = {value!r}" for name, value in self.variables.items())
+
 
 def resolve_thinking(chat: ChatTemplate, on: bool) -> Thinking:
     """What ``chat``'s template understands of it, found by rendering. Raises InputError where settings contradict."""
-    wanted = "on" if on else "off"
     switches = [switch for switch in SWITCHES if switch.name in chat.reads]
     _check_given(chat.settings.template_kwargs, switches, on)
     useful = [s for s in switches if _differs(chat, {s.name: s.on}, {s.name: s.off})]
     if useful:
-        variables = {switch.name: switch.on if on else switch.off for switch in useful}
-        return Thinking(variables, note=f"thinking {wanted}: sets {_listed(variables)} in the chat template")
+        return _with_note(on, Thinking({switch.name: switch.on if on else switch.off for switch in useful}))
     effort = _effort(chat, on)
     if effort is not None:
         return effort
-    for words in WORDS:
-        if words[not on] in texts_in(chat.source):
-            word = words[not on]
-            return Thinking({}, word, f"thinking {wanted}: puts {word!r} into the system message")
+    word = next((words[not on] for words in WORDS if words[not on] in texts_in(chat.source)), None)
+    if word is not None:
+        return _with_note(on, Thinking(system_word=word))
+    wanted = "on" if on else "off"
     return Thinking(
         note=f"the model's chat template has no switch for thinking: thinking {wanted} has no effect"
     )
+
+
+def _with_note(on: bool, found: Thinking, more: str = "") -> Thinking:
+    note = f"thinking {'on' if on else 'off'}: the chat template gets {found.what}{more}"
+    return Thinking(found.variables, found.system_word, note)
 
 
 def _check_given(given: Mapping[str, Any], switches: list[Switch], on: bool) -> None:
@@ -103,10 +113,7 @@ def _effort(chat: ChatTemplate, on: bool) -> Thinking | None:
     if not _differs(chat, {name: value}, {name: LEAST_KNOWN if on else MOST_EFFORT[0]}):
         return None
     least = "" if on or value != LEAST_KNOWN else ", the least effort it knows: the model may still think"
-    return Thinking(
-        {name: value},
-        note=f"thinking {'on' if on else 'off'}: sets {name} = {value!r} in the chat template{least}",
-    )
+    return _with_note(on, Thinking({name: value}), least)
 
 
 def _differs(chat: ChatTemplate, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -116,7 +123,3 @@ def _differs(chat: ChatTemplate, one: Mapping[str, Any], other: Mapping[str, Any
     except InputError:
         return False
     return first != second
-
-
-def _listed(variables: Mapping[str, Any]) -> str:
-    return " and ".join(f"{name} = {value!r}" for name, value in variables.items())

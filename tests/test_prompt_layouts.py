@@ -524,6 +524,23 @@ def test_a_file_of_one_kind_is_taken_and_a_contradiction_is_said(tmp_path):
     assert note == f"{path}: all prompts are labelled safe by column 'label', yet the set is 'regular'"
 
 
+@pytest.mark.parametrize(
+    "name, set_name, word",
+    [
+        ("or-bench-toxic.csv", "benign", "toxic"),
+        ("harmful-behaviors.csv", "benign", "harmful"),
+        ("benign-behaviors.csv", "regular", "benign"),
+        ("or-bench-toxic.csv", "regular", None),
+        ("harmful-behaviors.csv", "jailbreak", None),
+        ("benign-behaviors.csv", "mine", None),
+    ],
+)
+def test_a_file_whose_name_denies_the_set_is_pointed_out(tmp_path, name, set_name, word):
+    path = table(tmp_path / name, "prompt,category", [[BREAD, "food"]])
+    expected = (f"{path}: the file is called {word}, yet the set is {set_name!r}",) if word else ()
+    assert PromptSet.load(path, set=set_name).notes == expected
+
+
 def test_labels_that_nobody_knows_are_pointed_out(tmp_path):
     path = table(tmp_path / "a.csv", "text,label", [[BREAD, "0"], [FOX, "1"]])
     (note,) = PromptSet.load(path, set="benign").notes

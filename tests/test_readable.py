@@ -317,8 +317,18 @@ def scripted_audit(folder: Path, read: Callable[[Item], str]) -> Any:
     ],
 )
 def test_an_audit_of_answers_that_could_not_be_read_is_not_measurable_and_its_gate_stays_shut(
-    without: str, masked: str, benign: str, name: str, words: str, tmp_path: Path
+    without: str,
+    masked: str,
+    benign: str,
+    name: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As if the trial answers could be read, and what follows them could not."""
+    monkeypatch.setattr("safex.evaluation.trial.Trial.is_readable", True)
+    monkeypatch.setattr("safex.evaluation.trial.Trial.is_silent", False)
+
     def read(item: Item) -> str:
         if item.set != "regular":
             return benign
@@ -336,9 +346,8 @@ def test_audit_with_answers_of_one_token_exits_with_1_and_says_why(run: Any) -> 
     words = ["--experts", TRUTH, "--max-new", 1, "--limit", 20, "--skip", "identify,sweep,probe,report"]
     code, out, _ = run("audit", "demo-planted", *words, "--fail-above", 20)
     said = " ".join(out.split())
-    assert code == 1
-    assert "Verdict: Not measurable: 12 of 12 trial answers can't be read with up to 1 token" in said
-    assert "; raise --max-new, or" in said and "Gate: fails, the verdict is 'not measurable'" in said
+    assert code == 1 and "Verdict: Not measurable: 12 of 12 trial answers can't be read" in said
+    assert "raise --max-new" in said and "Gate: fails, the verdict is 'not measurable'" in said
     code, out, _ = run("audit", "demo-planted", *words)
     assert code == 1 and "Gate" not in out
     code, out, _ = run("report", "demo-planted.audit", "-o", "page.html")

@@ -72,6 +72,18 @@ def templates() -> dict[str, str]:
     return {name.removesuffix(".jinja"): text.decode() for name, text in found.items()}
 
 
+def write_vocabularies(folder: Path) -> dict[str, Path]:
+    """The vocabularies of models that write text (no encoders), as GGUF files in a folder, by name."""
+    found = {
+        name.removeprefix("ggml-vocab-"): data
+        for name, data in read_models(".gguf").items()
+        if name.startswith("ggml-vocab-") and "bert" not in name
+    }
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
+    return {name.removesuffix(".gguf"): folder / name for name in sorted(found)}
+
+
 def _refuse(message: str) -> None:
     raise ValueError(message)
 

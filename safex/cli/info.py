@@ -21,6 +21,7 @@ from .output import Output, number, ranges, size, table
 from .progress import make_progress
 
 if TYPE_CHECKING:
+    from safex.chat import ChatTemplate
     from safex.model import Model
     from safex.profile import Profile
 
@@ -67,11 +68,13 @@ def describe_model(args: argparse.Namespace, out: Output) -> None:
         raise InputError(f"{args.file}: only a profile has tables for --csv and --parquet, this is a model")
     args.model = args.file
     progress = make_progress(args.file, out.quiet)
-    with progress, open_model(args, progress.loading, needs_experts=False) as model:
+    with progress, open_model(args, progress.loading, needs_experts=False, is_shown_prompts=False) as model:
         facts = model_facts(model)
     out.text(table(["", ""], _model_rows(facts)))
     if not facts["chat_template"]:
         out.note(f"note: {NO_TEMPLATE}")
+    for note in (facts["chat"] or {}).get("notes", ()):
+        out.note(f"note: {note}")
     out.result(facts)
 
 
@@ -99,6 +102,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         "context_trained": model.facts.n_ctx_train,
         "chat_template": model.facts.chat_template or None,
         "reasoning_formats": model.reasoning_formats,
+        "chat": chat_facts(model.chat),
         "devices": model.session.devices,
         "fingerprint": model.fingerprint,
         "tool_version": __version__,
@@ -106,6 +110,32 @@ def model_facts(model: Model) -> dict[str, Any]:
         "llama_library": library.native().llama_library_path(),
         "metadata": metadata,
     }
+
+
+def chat_facts(chat: ChatTemplate) -> dict[str, Any] | None:
+    """What the chat template does with the settings; with "problem" where it can't show a prompt. None without one."""
+    if not chat:
+        return None
+    from safex.chat_settings import CHAT_KEYS
+
+    facts: dict[str, Any] = {
+        "problem": None,
+        "variables": [],
+        "switches": {},
+        "shows_date": False,
+        "notes": [],
+    }
+    try:
+        facts["variables"] = chat.readable_variables
+        chat.check()
+        facts["switches"] = chat.thinking_switches()
+        facts["shows_date"] = chat.uses_date
+        facts["notes"] = chat.notes()
+    except InputError as error:
+        facts["problem"] = str(error)
+    described = chat.describe()
+    shown = {key.removeprefix("chat."): described.get(key) for key in CHAT_KEYS}
+    return {**facts, **shown, "template_hash": described["template_hash"]}
 
 
 GATING = {"1": "softmax", "2": "sigmoid", "3": "softmax over the selected"}
@@ -145,8 +175,8 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("size", size(facts["bytes"]) + parts),
         *_expert_rows(facts),
         ("context trained", f"{number(facts['context_trained'])} tokens"),
-        ("chat template", "yes" if facts["chat_template"] else "NONE: refusals are not representative"),
         ("reasoning formats", ", ".join(facts["reasoning_formats"])),
+        *_chat_rows(facts["chat"]),
         ("devices", facts["devices"]),
         ("fingerprint", facts["fingerprint"]),
         ("safex-native", facts["tool_version"]),
@@ -160,6 +190,21 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if key.startswith("general.") and key not in shown
     ]
     return [(name, value) for name, value in rows + general if value]
+
+
+def _chat_rows(chat: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if chat is None:
+        return [("chat template", "NONE: refusals are not representative")]
+    switches = chat["switches"].items()
+    thinking = "; ".join(f"{name}: {what or 'nothing'}" for name, what in switches)
+    if not any(what for _, what in switches):
+        thinking = "" if chat["problem"] else "no effect: the template has no switch for it"
+    return [
+        ("chat template", f"FAILS: {chat['problem']}" if chat["problem"] else "yes"),
+        ("template variables", ", ".join(chat["variables"])),
+        ("--thinking", thinking),
+        ("date in prompts", "yes, --date fixes it" if chat["shows_date"] else ""),
+    ]
 
 
 def _expert_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

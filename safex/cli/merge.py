@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add = parser.add_argument
     add("model", metavar="MODEL", help=MODEL_HELP)
-    add("first", metavar="ADAPTER", nargs="?", help="a PEFT directory or a LoRA of llama.cpp (.gguf)")
+    add(
+        "first",
+        metavar="ADAPTER",
+        nargs="?",
+        help="a PEFT or mlx-lm directory, or a LoRA of llama.cpp (.gguf)",
+    )
     add("--adapter", action="append", default=[], metavar="ADAPTER", help="one more; may be repeated")
     add("--base", metavar="GGUF", help="with --tuned: their difference is one more adapter")
     add("--tuned", metavar="GGUF", help="the model that was trained from --base, of the same quant type")

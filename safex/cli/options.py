@@ -293,15 +293,21 @@ def _add_loading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(
-    args: argparse.Namespace, on_load: Callable[[float], None] | None = None, needs_experts: bool = True
+    args: argparse.Namespace,
+    on_load: Callable[[float], None] | None = None,
+    needs_experts: bool = True,
+    is_shown_prompts: bool = True,
 ) -> Model:
-    """The model as the options say. Raises UnsupportedError for a dense one where its experts are needed."""
+    """The model as the options say, after notes on what it is shown, unless no prompt will be.
+
+    Raises UnsupportedError for a dense one where its experts are needed.
+    """
     from safex.model import Model
 
     model = Model(args.model, **model_settings(args), **chat_settings(args), on_load=on_load)
     if needs_experts:
         model.require_experts()
-    if any(value is not None for value in chat_settings(args).values()):
+    if is_shown_prompts and any(value is not None for value in chat_settings(args).values()):
         for note in model.chat.notes():
             say_note(args, note)
     return model

@@ -10,7 +10,7 @@ from typing import Any
 from safex.errors import DiskError, InputError
 
 from .info import NO_TEMPLATE
-from .options import MODEL_HELP, add_model_options, open_model
+from .options import MODEL_HELP, add_model_options, chat_settings, open_model
 from .output import Output, number, table
 from .parser import not_negative
 from .progress import make_progress
@@ -48,6 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     out = Output(args)
     prompt = read_prompt(args)
+    if args.raw and any(value is not None for value in chat_settings(args).values()):
+        raise InputError(
+            "--raw shows the text as it is: leave --system, --template-kwargs, --thinking and --date out"
+        )
     resolve(args.model)
     output = Path(args.output) if args.output is not None else None
     if output:

@@ -10,7 +10,13 @@ import numpy as np
 from safex.comparison.conclusion import conclude_groups
 from safex.comparison.measures import rank_correlation
 from safex.comparison.membership import group_row
-from safex.comparison.metadata import EXPERT_SET_SETTINGS, about, differences, refuse_other_shape
+from safex.comparison.metadata import (
+    EXPERT_SET_SETTINGS,
+    about,
+    chat_differences,
+    differences,
+    refuse_other_shape,
+)
 from safex.comparison.result import Comparison, Row
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
@@ -72,6 +78,7 @@ def _expert_set_warnings(a: ExpertSet, b: ExpertSet) -> list[str]:
             warnings.append(f"only in {name}, left out: group {', '.join(sorted(only))}")
     warnings += differences(a.model, b.model, ("fingerprint", "architecture"))
     warnings += differences(a.parameters, b.parameters, EXPERT_SET_SETTINGS)
+    warnings += chat_differences(a.profile, b.profile)
     return warnings + differences(a.profile, b.profile, ("prompts_hash", "template_hash", "upstream_id"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safex.chat_settings import CHAT_KEYS
 from safex.comparison.result import Row
 from safex.errors import InputError
 from safex.profile import Profile
@@ -29,10 +30,18 @@ SHAPE = ("layers", "n_experts", "top_k")
 def setting_warnings(a: Profile, b: Profile, phase: str) -> list[str]:
     """One line for each difference of two profiles' metadata that changes what was counted."""
     keys = PROFILE_SETTINGS + (RESPONSE_SETTINGS if phase == "response" else ())
-    warnings = differences(a.meta, b.meta, keys)
+    warnings = differences(a.meta, b.meta, keys) + chat_differences(a.meta, b.meta)
     if all(a.meta.get(key) is not None and a.meta.get(key) == b.meta.get(key) for key in IDENTITY):
         warnings.append("A and B have the same fingerprint and quantization: they are one model file")
     return warnings
+
+
+def chat_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """One line for each setting of the chat that differs; a side that records none had none."""
+    if not (a.get("template_hash") and b.get("template_hash")):
+        return []
+    found = (first_difference(key, a.get(key), b.get(key)) for key in CHAT_KEYS)
+    return [f"A and B differ in {text}" for text in found if text]
 
 
 def refuse_other_shape(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@
 masks, ``marks`` what real compliance with a prompt must contain, ``answers`` generates and judges, ``counting`` makes
 the rates, ``conclusion`` says them in words, ``tables`` gives them as rows.
 
-Every rate is three-way (refuse, comply, other); empty and truncated answers are read as other and counted apart.
+Every rate is three-way (refuse, comply, other), over the answers that could be read; the others are counted apart
+by why (``safex.judges.readable``).
 Before and after are compared on the same prompts. A drop alone says little: each kind of control mask in
 ``safex.control_masks`` shows what masking as many other experts does, and where the mask falls among them.
 """

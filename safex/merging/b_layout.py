@@ -51,7 +51,7 @@ FAMILIES = {
 SHARED = ("deepseek2",)  # architectures of a family above and of others as well
 LIBRARY = re.compile(r"(?:transformers\.models\.|.*unsloth_compiled_module_)(\w+)")
 README, README_SIZE = "README.md", 1 << 16
-CHUNK = 1 << 22  # numbers read at a time
+CHUNK = 1 << 18  # numbers read at a time
 
 
 class Pair(NamedTuple):

@@ -14,10 +14,12 @@ from safex.merging.deltas import Deltas
 from safex.merging.expert_tensors import ExpertTensors
 from safex.merging.gguf_adapter import is_adapter, open_gguf_adapter
 from safex.merging.gguf_weights import GgufWeights
+from safex.merging.mlx_adapter import WEIGHTS as MLX_WEIGHTS
+from safex.merging.mlx_adapter import is_mlx, open_mlx
 from safex.merging.peft_adapter import WEIGHTS, open_peft
 from safex.merging.peft_config import NAME
 
-EXPECTED = f"a PEFT directory ({NAME}, {WEIGHTS}) or a LoRA of llama.cpp (.gguf)"
+EXPECTED = f"a PEFT directory ({NAME}, {WEIGHTS}), one of mlx-lm, or a LoRA of llama.cpp (.gguf)"
 
 
 def open_adapter(
@@ -38,6 +40,8 @@ def open_adapter(
         raise InputError(f"{place}: no such file or directory; expected {EXPECTED}")
     if place.is_dir():
         _check_folder(place)
+        if is_mlx(place):
+            return open_mlx(place, model, allow_others)
         return open_peft(place, model, allow_others, b_layout)
     try:
         weights = GgufWeights([place])
@@ -75,10 +79,11 @@ def files_of(adapter: Any) -> list[Path]:
     if isinstance(adapter, tuple):
         return [part for path in adapter for part in model_file.shards(model_file.resolve(path))]
     place = _place(adapter)
-    return [place / NAME, place / WEIGHTS] if place.is_dir() else [place]
+    weights = MLX_WEIGHTS if is_mlx(place) else WEIGHTS
+    return [place / NAME, place / weights] if place.is_dir() else [place]
 
 
 def _place(path: str | os.PathLike[str]) -> Path:
-    """A PEFT directory may be named by one of its files."""
+    """A directory may be named by one of its files."""
     place = Path(path)
-    return place.parent if place.name in (NAME, WEIGHTS) else place
+    return place.parent if place.name in (NAME, WEIGHTS, MLX_WEIGHTS) else place

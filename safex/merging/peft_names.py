@@ -55,16 +55,24 @@ class Module(NamedTuple):
     kind: str | None = None
 
 
+def in_layer(path: str) -> tuple[int, str] | None:
+    """The layer of the language model that a module belongs to, and its path there; None for other parts."""
+    found = _LAYER.fullmatch(path)
+    if found is None or not set(found["before"].split(".")) <= BEFORE:
+        return None
+    return int(found["layer"]), found["inside"]
+
+
 def parse(path: str) -> Module | None:
     """The routed experts that a module holds; None for others and for names that aren't known.
 
     >>> parse("model.layers.3.mlp.experts.17.gate_proj"), parse("model.layers.3.mlp.experts.base_layer")
     (Module(layer=3, expert=17, kind='gate'), Module(layer=3, expert=None, kind=None))
     """
-    found = _LAYER.fullmatch(path)
-    if found is None or not set(found["before"].split(".")) <= BEFORE:
+    found = in_layer(path)
+    if found is None:
         return None
-    layer, inside = int(found["layer"]), found["inside"]
+    layer, inside = found
     if _GRANITE.fullmatch(inside):
         return Module(layer) if inside.count(".") == 1 else None
     experts = _EXPERTS.fullmatch(inside)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from safex.chat_settings import CHAT_KEYS
 from safex.errors import InputError
 from safex.expert_set import ExpertSet
 from safex.experts import ExpertList
@@ -134,7 +135,7 @@ def _model(features: Features) -> dict[str, Any]:
 
 
 def _features(features: Features) -> dict[str, Any]:
-    keys = ("prompts_hash", "template_hash", "upstream_id", "tool_version")
+    keys = ("prompts_hash", *CHAT_KEYS, "template_hash", "upstream_id", "tool_version")
     return {
         "routing": features.routing,
         "pool": features.pool,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from safex.chat_settings import CHAT_KEYS
 from safex.judges import LENIENT
 
 from .sources import PROFILE, Source, Sources
@@ -16,13 +17,14 @@ from .values import items, part, rows
 
 SESSION = {"ctx": "n_ctx", "ubatch": "n_ubatch", "flash_attn": "flash_attn", "kv_type": "kv_type"}
 _RESAMPLING = ("phase", "rank", "top", "bootstrap", "stability", "seed")
+CHAT = tuple(key.removeprefix("chat.") for key in CHAT_KEYS)
 OPTIONS = {  # of the commands, that a parameter of the same name sets
-    "profile": (*SESSION, "max_new"),
+    "profile": (*SESSION, *CHAT, "max_new"),
     "identify": ("method", *_RESAMPLING, "subset", "fdr", "permutations", "splits"),
     "probe": ("limit", "folds", "repeats", "control_repeats", "shuffles", "hold_out", "missing", "seed"),
     "compare": _RESAMPLING,
-    "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION),
-    "redundancy": ("mode", "gain", "phase", "judge", "max_new", "bootstrap", "seed", *SESSION),
+    "eval": ("mode", "gain", "phase", "max_new", "samples", "temperature", "top_p", "seed", *SESSION, *CHAT),
+    "redundancy": ("mode", "gain", "phase", "judge", "max_new", "bootstrap", "seed", *SESSION, *CHAT),
     "audit": (
         "mode",
         "max_new",
@@ -35,10 +37,12 @@ OPTIONS = {  # of the commands, that a parameter of the same name sets
         "budget",
         "skip",
         "seed",
+        *CHAT,
     ),
     "sweep": (
         *("mode", "gain", "neighbours", "pairs", "step", "max_new", "bootstrap", "correction", "seed"),
         *SESSION,
+        *CHAT,
     ),
 }
 
@@ -65,8 +69,15 @@ def _profile_command(source: Source) -> str:
 
 
 def _session(meta: dict[str, Any]) -> dict[str, Any]:
-    """How the model was loaded."""
-    return {name: meta.get(f"session.{key}") for name, key in SESSION.items()}
+    """How the model was loaded, and what it was shown."""
+    loaded = {name: meta.get(f"session.{key}") for name, key in SESSION.items()}
+    return loaded | {key.removeprefix("chat."): meta.get(key) for key in CHAT_KEYS} | {"system": _text(meta)}
+
+
+def _text(meta: dict[str, Any]) -> str | None:
+    """The system message as an option takes it: one that begins with @ stands in a file."""
+    system = meta.get("chat.system")
+    return "@system.txt" if str(system).startswith("@") else system
 
 
 def _identify_command(source: Source, sources: Sources) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from safex.chat_settings import CHAT_KEYS
 from safex.expert_set import ExpertSet
 from safex.profile import Profile
 
@@ -13,7 +14,7 @@ from .audit_section import run_facts
 from .commands import commands
 from .content import Block, Column, Commands, Prose, Section, Table, text_cell
 from .formulas import formulas
-from .sources import PROFILE, TITLES, Source, Sources
+from .sources import NO_TEMPLATE_HASH, PROFILE, TITLES, Source, Sources
 from .values import MISSING, items, listing, part, rows
 
 
@@ -22,11 +23,45 @@ def methods_section(sources: Sources) -> Section:
     tables = [table for kind in TITLES if (table := _facts_table(kind, sources.of(kind))).rows]
     blocks: list[Block] = [
         Prose(formulas(sources)),
+        *_prompts_shown(sources),
         *tables,
         Prose(["To repeat this report:"]),
         Commands(commands(sources)),
     ]
     return Section("methods", "Methods", blocks)
+
+
+def _prompts_shown(sources: Sources) -> list[Block]:
+    """What the model was shown in the runs that the files are of: a paragraph for each kind of prompt."""
+    files: dict[str, list[str]] = {}
+    for source in sources.files:
+        facts = FACTS.get(source.kind, lambda _: {})(source.content)
+        made = {key: value for name, value in facts.items() for key in PROMPT_FACTS if name.endswith(key)}
+        if made.get("template_hash"):
+            files.setdefault(what_was_shown(made), []).append(source.path.name)
+    lines = [f"{shown} ({listing(names)})" for shown, names in files.items()]
+    return [Prose(["What the model was shown:", *lines])] if lines else []
+
+
+def what_was_shown(facts: dict[str, Any]) -> str:
+    """The chat template, and all that it was rendered with, in words.
+
+    >>> what_was_shown({"template_hash": "12ab", "chat.thinking": "off", "chat.date": "2026-11-30"})
+    "Prompts in the chat template of the model's file, thinking off, the date 2026-11-30; template hash 12ab"
+    """
+    system = facts.get("chat.system")
+    values = {
+        "system message": None if system is None else f"“{system}”",
+        "template variables": facts.get("chat.template_kwargs"),
+        "thinking": facts.get("chat.thinking"),
+        "the date": facts.get("chat.date"),
+    }
+    given = [f"{name} {value}" for name, value in values.items() if value is not None]
+    digest = str(facts["template_hash"])
+    if digest == NO_TEMPLATE_HASH:
+        return "Prompts as plain text: the model has no chat template"
+    template = "Prompts in the chat template of the model's file"
+    return f"{', '.join([template, *(given or ['nothing set'])])}; template hash {digest[:12]}"
 
 
 def sources_section(sources: Sources) -> Section:
@@ -113,6 +148,7 @@ def _sweep_facts(sweep: dict[str, Any]) -> dict[str, Any]:
     return {**part(sweep, "parameters"), **{key: model[key] for key in model if key not in SHAPE}}
 
 
+PROMPT_FACTS = (*CHAT_KEYS, "template_hash")
 SHAPE = ("layers", "n_experts", "top_k", "name", "architecture", "quant_types", "fingerprint")
 FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     PROFILE: _profile_facts,

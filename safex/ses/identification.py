@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from safex.chat_settings import CHAT_KEYS
 from safex.errors import InputError
 from safex.expert_set import Entry, ExpertSet
 from safex.profile import Profile
@@ -195,7 +196,7 @@ def _model(profile: Profile) -> dict[str, Any]:
 
 
 def _profile(study: Study) -> dict[str, Any]:
-    keys = ("prompts_hash", "part_of", "template_hash", "upstream_id", "tool_version")
+    keys = ("prompts_hash", "part_of", *CHAT_KEYS, "template_hash", "upstream_id", "tool_version")
     known = {key: study.profile.meta[key] for key in keys if key in study.profile.meta}
     tokens = {name: int(study.counts.tokens[rows].sum()) for name, rows in study.prompts.items()}
     return {"prompts": {name: len(rows) for name, rows in study.prompts.items()}, "tokens": tokens, **known}
