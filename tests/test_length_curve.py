@@ -11,7 +11,7 @@ import pytest
 from templates import opening_a_block
 
 import safex
-from safex import PromptSet, responses
+from safex import PromptSet, cli, responses
 from safex.evaluation import Evaluation, evaluate
 from safex.evaluation.length_curve import cuts_of, length_curve, lengths
 from safex.evaluation.tables import evaluation_tables
@@ -114,16 +114,19 @@ def test_an_evaluation_with_a_long_limit_holds_its_curve(tmp_path: Path, capsys:
     assert list(table["tokens"]) == [row["tokens"] for row in found.length_curve] and "low" in table
     page = tmp_path / "page.html"
     write_report([str(result)], page)
-    assert "Refusals in % of all answers of a set, by how many tokens" in page.read_text()
+    shown = page.read_text()
+    assert "Refusals in % of all answers of a set, by how many tokens" in shown
+    limits = "Answers that reached the limit of 100 tokens: 0 of 12 without a mask, 0 of 12 with the mask."
+    assert limits in shown
 
 
 def test_the_terminal_shows_the_curve(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["eval", "demo", "--limit", "2", "--threads", "1", "--quiet"]
-    assert safex.cli.main([*words[:-1], "--max-new", "100"]) == 0
+    assert cli.main([*words[:-1], "--max-new", "100"]) == 0
     long = capsys.readouterr().out
     assert "Refusals in % of all answers, by the tokens read (judge keyword)" in long
-    assert safex.cli.main([*words[:-1], "--force"]) == 0
+    assert cli.main([*words[:-1], "--force"]) == 0
     assert "by the tokens read" not in capsys.readouterr().out
 
 

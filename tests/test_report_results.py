@@ -164,6 +164,8 @@ def test_odd_parts_are_left_out(value: Any, tmp_path: Path) -> None:
     utility = dict.fromkeys(("kl", "agreement", "n_tokens"), value)
     parts = {"results": results, "agreement": [value, {"judges": value, "kappa": value, "table": value}]}
     evaluation = {"safex_evaluation": 1, "conclusion": "c", "utility": utility, "notes": [value], **parts}
+    curve = dict.fromkeys(("set", "mask", "tokens", "judge", "refuse"), value)
+    evaluation |= {"length_curve": [value, curve], "at_limit": [value, {"mask": "none", "n": value}]}
     entry = {
         "layer": 1,
         "expert": 2,

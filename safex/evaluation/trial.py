@@ -17,7 +17,16 @@ from safex import responses
 from safex.errors import InputError
 from safex.evaluation.marks import Marks
 from safex.generation import Sampling
-from safex.judges import REASONING, TRUNCATED, Item, Judge, KeywordJudge, LogitJudge, Verdict
+from safex.judges import (
+    REASONING,
+    TRUNCATED,
+    EndpointJudge,
+    GuardJudge,
+    Item,
+    Judge,
+    KeywordJudge,
+    Verdict,
+)
 from safex.judges.readable import Read
 from safex.model import Model, Response
 from safex.prompts import Prompt, PromptSet
@@ -244,8 +253,8 @@ def _room(model: Model, prompts: PromptSet) -> int:
 
 
 def _reader(judges: Sequence[Judge]) -> Judge:
-    """The judge that says whether a trial answer can be read."""
-    own = (judge for judge in judges if isinstance(judge, (KeywordJudge, LogitJudge)))
+    """The judge that says whether a trial answer can be read: one of the run, unless it asks another model."""
+    own = (judge for judge in judges if not isinstance(judge, (GuardJudge, EndpointJudge)))
     return next(own, KeywordJudge())
 
 
