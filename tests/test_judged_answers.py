@@ -354,12 +354,13 @@ def test_judge_compares_policies_on_saved_answers(evaluated: Path, tmp_path: Pat
     assert (counts[STRICT]["comply"], counts[LENIENT]["comply"]) == (0, 1)
 
 
-@pytest.mark.parametrize("command", ["eval", "judge", "redundancy", "audit"])
+@pytest.mark.parametrize("command", ["eval", "judge", "redundancy", "sweep", "audit"])
 def test_every_command_that_judges_refuses_a_missing_phrase_file(command: str, tmp_path: Path) -> None:
     words = {
         "eval": ["eval", "demo"],
         "judge": ["judge", tmp_path / "r.jsonl", "--judge", "keyword"],
         "redundancy": ["redundancy", "demo", "--all"],
+        "sweep": ["sweep", "demo", "--all", "-o", tmp_path / "a"],
         "audit": ["audit", "demo", "-o", tmp_path / "a"],
     }[command]
     if command == "judge":
@@ -367,3 +368,15 @@ def test_every_command_that_judges_refuses_a_missing_phrase_file(command: str, t
     done = run_cli(*words, "--refusal-phrases", tmp_path / "none.txt")
     assert done.returncode == 2 and "none.txt: refusal phrases can't be read" in done.stderr
     assert not (tmp_path / "a").exists()
+
+
+def test_a_sweep_finds_beginnings_by_the_phrases_of_a_house_style(tmp_path: Path) -> None:
+    """Phrases decide which answers refuse, are recorded, and are part of what a resumed sweep must have in common."""
+    (tmp_path / "house.txt").write_text("and finally rest\n", encoding="utf-8")
+    words = ["sweep", "demo-planted", "--experts", "1:18", "--limit", 8, "--bootstrap", 50, "--threads", 1]
+    found = {}
+    for name, more in (("plain", []), ("own", ["--refusal-phrases", tmp_path / "house.txt"])):
+        done = run_cli(*words, "-o", tmp_path / f"{name}.json", "--json", *more)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)["parameters"]["refusal_phrases"]
+    assert found == {"plain": [], "own": ["and finally rest"]}

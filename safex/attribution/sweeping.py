@@ -16,6 +16,7 @@ from safex.evaluation.trial import AUTO, OnTrial, first_limit
 from safex.expert_set import ExpertSet
 from safex.experts import Expert, ExpertLike, to_expert
 from safex.journal import header_of
+from safex.judges import KeywordJudge, settings_of
 from safex.prompts import Prompt, PromptSet
 
 from .answers import ANSWER_TOKENS, find_starts, try_starts
@@ -89,16 +90,17 @@ def sweep(
     force: bool = False,
     progress: Progress | None = None,
     on_trial: OnTrial | None = None,
+    judge: KeywordJudge | None = None,
 ) -> Sweep:
     """The effect of masking each expert alone on the refusal logit at the first tokens of the answer.
 
     The refusal logit is the natural log of the probability that an answer begins with one of the model's own refusal
-    starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked answers to regular
-    and benign prompts of at most ``max_new`` tokens, judged by keyword; "auto": 48, or more where a few trial answers
-    can't be read with so many, of which ``on_trial`` hears). An expert's effect on a set is the mean over prompts of
-    (masked - unmasked), with a 95 % paired bootstrap interval; its p-value (paired t-test, regular prompts) is adjusted
-    for the number of experts by ``correction``, "holm" or "bh". Its specificity is the effect on regular minus that on
-    benign prompts. Prompts that never select an expert have effect 0 and are not run.
+    starts, minus that of its compliance starts (``starts``; by default found in its greedy unmasked answers to
+    regular and benign prompts of at most ``max_new`` tokens, read by ``judge`` (None: keyword); "auto": 48, or more
+    where a few trial answers can't be read with so many, of which ``on_trial`` hears). An expert's effect on a set is
+    the mean over prompts of (masked - unmasked), with a 95 % paired bootstrap interval; its p-value (paired t-test,
+    regular prompts) is adjusted for the number of experts by ``correction``, "holm" or "bh". Its specificity is the
+    effect on regular minus that on benign prompts. Prompts that never select an expert have effect 0 and are not run.
 
     ``experts`` is an expert set (the union of its groups), a list, or None for all; ``neighbours`` adds for each of
     them so many experts of its layer that are nearest in activation on regular prompts (None: 2 for an expert set,
@@ -137,20 +139,22 @@ def sweep(
     n_more = max(map(len, starts.chains)) if starts else first_limit(max_new, ANSWER_TOKENS)
     model.check_lengths(encoded, prompts, n_more)
     hear: Progress = progress or (lambda what, done, total: None)
+    reader = judge or KeywordJudge()
     header = _header(model, prompts, listed, settings, gradient, starts) | {"max_new": max_new}
+    header |= {} if reader.name == "keyword" else {"judge": reader.name}
     trial = None
     with Kept(output, header, resume, force) as kept:
         asked = PromptSet(prompt for prompt in prompts if prompt.set in (MAIN, CONTROL))
         if starts is None:
             trial = try_starts(model, asked, max_new, kept, hear, on_trial)
-            starts = find_starts(model, asked, trial.max_new, kept, hear)
+            starts = find_starts(model, asked, trial.max_new, kept, hear, reader)
         runs = Runs(model, [item.tokens for item in encoded], starts, kept, hear)
         study = _Study(model, prompts, runs, settings)
         added = study.neighbours_of(listed)
         swept = study.sweep([*listed, *added], set(added), gradient)
         result = _result(model, prompts, starts, study, swept)
         if trial:
-            result.parameters |= {"max_new": trial.max_new, "trial": trial.to_json()}
+            result.parameters |= {"max_new": trial.max_new, "trial": trial.to_json()} | settings_of([reader])
         if output is not None:
             result.save(output)
             kept.finish()

@@ -27,7 +27,7 @@ from safex.evaluation.trial import Trial
 from safex.expert_set import ExpertSet
 from safex.experts import Expert
 from safex.features import Features
-from safex.judges import Judge
+from safex.judges import Judge, KeywordJudge
 from safex.model import Model
 from safex.probing import probe
 from safex.profile import Profile
@@ -174,6 +174,7 @@ def run_sweep(run: Run) -> str:
             seed=run.settings.seed,
             output=output,
             resume=True,
+            judge=next((judge for judge in run.judges if isinstance(judge, KeywordJudge)), None),
             progress=_prefixed(run.hear, "sweep"),
         )
     except NoStartsError as error:

@@ -15,11 +15,13 @@ from .options import (
     add_length_option,
     add_model_options,
     add_prompt_options,
+    add_reading_options,
     add_seed_option,
     check_column,
     input_files,
     new_file,
     open_model,
+    reading_settings,
 )
 from .output import Output
 from .parser import not_negative, positive
@@ -122,6 +124,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
             metavar="TEXT",
             help=f"how {what} begin; may be repeated (default: found in the model's answers)",
         )
+    add_reading_options(parser)
     add_length_option(parser, start=48)
     add(
         "--bootstrap",
@@ -187,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
 def check_usage(args: argparse.Namespace) -> None:
     """Options that are missing, or make no sense together."""
     check_column(args)
+    reading_settings(args)
     checks = (
         (args.experts or args.all, "say which experts to mask: --experts SPEC, or --all for every one"),
         (args.neighbours is None or not args.all, "--neighbours needs --experts: --all has every expert"),
@@ -260,6 +264,9 @@ def find(
 ) -> tuple[Sweep, float]:
     """Run ``sweep`` as the options say, into ``output``; and the seconds that it took."""
     from safex.attribution import check_join, sweep
+    from safex.judges import KeywordJudge
+
+    reading = reading_settings(args)
 
     neighbours = NEIGHBOURS if args.neighbours is None else args.neighbours
     with make_steps(args.quiet) as steps:
@@ -287,6 +294,7 @@ def find(
                 resume=args.resume,
                 force=args.force,
                 progress=steps.running,
+                judge=KeywordJudge(**reading),
                 on_trial=lambda trial: out.note(trial.text),
             )
             return found, time.monotonic() - started
