@@ -213,8 +213,8 @@ def why_unreadable(trial: Trial, model: Model) -> str:
     reasons = trial.unreadable
     main = max(reasons, key=lambda reason: reasons[reason])
     n, limit = sum(reasons.values()), f"{trial.max_new} {_tokens(trial.max_new)}"
-    said = f"{n} of {trial.answers} trial answers can't be read with up to {limit}"
-    return f"{said} ({trial.why}); {_remedy(trial, main, model)}"
+    remedy = _remedy(trial, main, model)
+    return f"{n} of {trial.answers} trial answers can't be read with up to {limit} ({trial.why}); {remedy}"
 
 
 def _remedy(trial: Trial, main: str, model: Model) -> str:
