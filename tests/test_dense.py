@@ -208,7 +208,13 @@ def test_eval_gives_the_columns_before_jailbreak_and_benign(folder: Path) -> Non
         ("benign", 3),
     ]
     assert not any("after" in row for row in found["sets"])
-    assert found["jailbreak"]["before"] and found["jailbreak"]["after"] and found["controls"] == []
+    assert found["jailbreak"].keys() >= {"before", "after"} and found["controls"] == []
+    read = [
+        row["before"]["readable"] for row in found["sets"]
+    ]  # a random model may write nothing that can be read
+    assert all(
+        (row["before"]["refuse"] is None) == (n == 0) for row, n in zip(found["sets"], read, strict=True)
+    )
     assert (result["mask"], result["utility"]) == (None, None)
     assert "No mask was given" in result["conclusion"] and "of the jailbreak prompts" in result["conclusion"]
     assert [line for line in done.err.splitlines() if line.split()[:3] == ["jailbreak", "none", "4"]]
