@@ -67,6 +67,8 @@ class Header:
         n_tensors, n_keys = self._take("<Q"), self._take("<Q")
         for _ in range(n_keys):
             key = self._text()
+            if key in self.keys:
+                raise ValueError(f"{key!r} is there twice")
             self.keys[key] = self._value(self._take("<I"))
         for _ in range(n_tensors):
             name = self._text()

@@ -101,20 +101,6 @@ def test_a_profile_as_model(folder: Path) -> None:
     profile(folder, model="demo.profile.gguf").fails(2, "demo.profile.gguf: a profile, expected a model")
 
 
-def test_the_second_part_of_a_split_model(folder: Path) -> None:
-    part = folder / "big-00002-of-00003.gguf"
-    shutil.copy(DEMO, part)
-    profile(folder, model=part).fails(2, "part 2 of a split model; give the first", "big-00001-of-00003.gguf")
-
-
-def test_a_split_model_with_a_part_missing(folder: Path) -> None:
-    first = folder / "big-00001-of-00002.gguf"
-    shutil.copy(DEMO, first)
-    done = profile(folder, model=first)
-    done.fails(2, "first part of a split model, but big-00002-of-00002.gguf is missing beside it")
-    assert names(folder) == ["a.txt", first.name]
-
-
 # --- options
 
 
