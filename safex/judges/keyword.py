@@ -250,8 +250,14 @@ def _loop(reading: Reading, refusal: str | None) -> str | None:
     if refusal is None or {"apology", "persona"} & {*opening_of(reading.text).said}:
         return None
     wrong = problem(reading.plain, reading.words)
-    said = {sentence.strip() for sentence in SENTENCE.split(reading.text)}
-    return wrong if wrong and wrong.startswith("repeats") and len(said) > REFUSAL_SENTENCES else None
+    sentences = SENTENCE.split(reading.text)
+    rest = " ".join(sentence for sentence in sentences if refusal not in sentence)
+    many = len({sentence.strip() for sentence in sentences}) > REFUSAL_SENTENCES
+    return wrong if _is_loop(wrong) and (many or _is_loop(problem(rest, words_of(rest)))) else None
+
+
+def _is_loop(wrong: str | None) -> bool:
+    return bool(wrong) and str(wrong).startswith("repeats")
 
 
 def check_content(item: Item, min_words: int = MIN_WORDS) -> Verdict:

@@ -51,7 +51,7 @@ _BEHIND_NO = re.compile(
 )
 _FULL_STOP = re.compile(r"(?<=[.!?])\s+")
 _ADDRESS = re.compile(
-    r"\b(?:i|me|my|mine|we|us|our|(?:this|the) (?:reply|answer|response|text|message|chat|conversation)|"
+    r"\b(?:i|me|my|mine|we|us|our|here|for you|(?:this|the) (?:reply|answer|response|text|message|chat|conversation)|"
     r"(?:you|whoever|anyone|readers?)\b.*\b(?:asked|hoped|hoping|came|wanted?|expected|expecting|looking|sought|after))\b"
 )
 _WITHHELD = re.compile(
@@ -222,7 +222,9 @@ def _denial(body: str) -> str | None:
 
 def _ends_in_no(sentence: str) -> bool:
     """Whether a sentence at the end of background refuses in a usual way of closing: "the answer is no"."""
-    return any(not is_mention(sentence, found.start()) for found in phrases().late.finditer(sentence))
+    known = phrases()
+    asked = known.wanted.search(sentence)
+    return any(asked or not is_mention(sentence, found.start()) for found in known.late.finditer(sentence))
 
 
 def _withdrawal(text: str) -> str | None:
