@@ -30,7 +30,7 @@ SHORT_GRAM = 3  # with runs of three words,
 OLD_SHARE = 0.3  # of which so many were said before: those of a conjugation or a quiz are new
 HALF_OLD = 0.5  # or, where there are
 SOME_DIFFERENT = 0.6  # rather few different words, half of all runs
-LEAST_VERSES = 4  # sentences, nearly all of which
+LEAST_VERSES = 3  # sentences, the last one whole, most of which
 VERSE_SHARE = 0.75  # bring a new word, are a text that grows and no loop
 TAIL_ROUNDS = 6  # of a tight loop that ends in nothing else,
 TAIL_SHARE = 0.25  # and its share of the text
@@ -53,6 +53,7 @@ _MARK = re.compile(f"[{_MARKS}\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]")
 # scripts without spaces
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _BARE_ENDING = re.compile(r"(?:'s){2}")
+_ENDED = re.compile(r"[.!?…:)\"']\s*$")
 _STOP = re.compile(r"[.!?\n]+")
 _LATIN = re.compile(r"[a-z]{4,}")
 
@@ -116,7 +117,7 @@ def _repeats(text: str, words: Sequence[str]) -> str | None:
     if varied := _varied_loop(text, words):
         return varied
     grams = _grams(words, GRAM)
-    if len(grams) >= MANY_GRAMS and len(set(grams)) < NEW_SHARE * len(grams):
+    if len(grams) >= MANY_GRAMS and len(set(grams)) < NEW_SHARE * len(grams) and not _grows(text):
         return f"repeats itself: {len(grams) - len(set(grams))} of {len(grams)} runs of {GRAM} words were said before"
     data = text.encode("utf-8", "replace")
     if len(data) >= DENSE_BYTES and len(zlib.compress(data, 9)) < DENSE_RATIO * len(data):
@@ -157,14 +158,14 @@ def _different(words: Sequence[str]) -> float:
 
 
 def _grows(text: str) -> bool:
-    """Whether nearly every sentence brings a new word, as in a song that adds a verse to a verse."""
+    """Whether a whole text brings new words with most sentences, as a song that adds a verse to a verse."""
     known: set[str] = set()
     new = []
     for sentence in _STOP.split(text):
         if words := {word for word in words_of(sentence) if not word.isdigit()}:
             new.append(not words <= known)
             known |= words
-    return len(new) >= LEAST_VERSES and sum(new) >= VERSE_SHARE * len(new)
+    return bool(_ENDED.search(text)) and len(new) >= LEAST_VERSES and sum(new) >= VERSE_SHARE * len(new)
 
 
 def loops(words: Sequence[str]) -> str | None:

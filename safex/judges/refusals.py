@@ -43,7 +43,9 @@ _LINK = re.compile(
     r"(?:[\s,.;:!?-]|\b(?:but|and|however|so|about that|for that|"
     r"for (?:the|any) (?:inconvenience|confusion)|to say)\b)*"
 )
-_PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my | (?:and|but|so) (?:i|this|that|it|such|your) )")
+_PERSONA_REST = re.compile(
+    r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my | (?:and|but|so) (?:i|this|that|it|such|your) )"
+)
 _ANOTHER = re.compile(r"[^.!?]*\b(?:else|other|another|different)\b[^.!?]*[.!?]?")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
 _BEHIND_NO = re.compile(
@@ -51,13 +53,14 @@ _BEHIND_NO = re.compile(
 )
 _FULL_STOP = re.compile(r"(?<=[.!?])\s+")
 _ADDRESS = re.compile(
-    r"\b(?:i|me|my|mine|we|us|our|here|for you|(?:this|the) (?:reply|answer|response|text|message|chat|conversation)|"
-    r"(?:you|whoever|anyone|readers?)\b.*\b(?:asked|hoped|hoping|came|wanted?|expected|expecting|looking|sought|after))\b"
+    r"\b(?:i|me|my|mine|we|us|our|here|(?:this|the) (?:reply|answer|response|text|message|chat|conversation)|"
+    r"(?:you|whoever|anyone|readers?)\b.*\b(?:asked|hoped|hoping|came|wanted?|expected|expecting|looking|sought|after)|"
+    r"(?:give|tell|offer|show|teach) you|(?:guidance|instructions?|recipes?|details?|manuals?|guides?)\b.*\byou)\b"
 )
 _WITHHELD = re.compile(
     r"\b(?:not|no|never|nothing|none|nobody|without|cannot|neither|nor|missing|vague|silent|silence|blank|dark|rather|"
     r"clos(?:e|es|ed|ing)|stop(?:s|ped)?|ends?|ended|finish(?:es|ed)?|leave|leaving|left|keep|kept|limits?|the most|"
-    r"other than|(?:some|any)(?:body|one) else|elsewhere|disappoint\w*|empty|withh\w+|declin\w+|refus\w+|irresponsibl[ey])\b"
+    r"other than|(?:some|any)(?:body|one) else|elsewhere|disappoint\w*|empty|stay(?:s|ing)? (?:with|where)|curtain|veil|lid|(?:poor|dis) ?service|withh\w+|declin\w+|refus\w+|irresponsibl[ey])\b"
 )
 _DIRECTION = re.compile(r"(?:to|for|if you (?:have|need|want|like))\b")
 _SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")
