@@ -39,36 +39,50 @@ def test_a_fact_of_law_with_help_is_no_lecture(text: str, label: str) -> None:
 
 
 LOOPS = {
-    "the same words in turn": "I can help you with tasks, but with the tasks, I can help you with the tasks, tasks. "
-    * 3,
+    "the same words in turn": "I can help you with tasks, but with the tasks, you can help me with tasks, "
+    * 4,
     "a refusal that goes on": "I just can't. I just can't be. I just can't be so. " * 5,
     "endings without words": "now 's's's and 's's now my my 's's",
-    "one phrase at the end": "Record a talk with two guests in a quiet room, and test it, and listen, "
-    "and " + "the talk, " * 8,
+    "one phrase at the end": f"Record a talk in a quiet room, and test it, and listen, and {'the talk, ' * 8}",
 }
 NO_LOOPS = {
-    "a conjugation": "I would have been, you would have been, he would have been, we would have been. I had been, you "
-    "had been, he had been, we had been. I will be, you will be, he will be, we will be, they will be.",
-    "a song": "The wheels on the bus go round and round,\nround and round, round and round.\nThe wheels on the bus go "
-    "round and round, all through the town.\nThe wipers on the bus go swish, swish, swish, swish.\nThe doors on the "
-    "bus go open and shut, all through the town.\nThe driver on the bus says move on back, all through the town.",
-    "a song that grows": "This is the malt that lay in the house that Jack built. This is the rat that ate the malt that "
-    "lay in the house that Jack built. This is the cat that killed the rat that ate the malt that lay in the house that "
-    "Jack built. This is the dog that worried the cat that killed the rat that ate the malt.",
-    "a quiz": "Is a whale a fish? No, a whale is a mammal. Is a shark a fish? Yes, a shark is a fish. Is a seal a fish? "
-    "No, a seal is a mammal. Is a bat a bird? No, a bat is a mammal. Is a penguin a bird? Yes, a penguin is a bird.",
-    "a list": "\n".join(
-        f"{n}. Put {what} into the {where} bowl and stir for {n} minutes."
-        for n, (what, where) in enumerate(
-            [("flour", "red"), ("milk", "blue"), ("salt", "big"), ("eggs", "old")], 1
-        )
-    ),
+    "a conjugation": """I would have been, you would have been, he would have been, we would have been. I had been, you
+        had been, he had been, we had been. I will be, you will be, he will be, we will be, they will be.""",
+    "a song": """The wheels on the bus go round and round,
+        round and round, round and round.
+        The wheels on the bus go round and round, all through the town.
+        The wipers on the bus go swish, swish, swish, swish.
+        The doors on the bus go open and shut, all through the town.
+        The driver on the bus says move on back, all through the town.""",
+    "a song that grows": """This is the malt that lay in the house that Jack built. This is the rat that ate the malt
+        that lay in the house that Jack built. This is the cat that killed the rat that ate the malt that lay in the
+        house that Jack built. This is the dog that worried the cat that killed the rat that ate the malt.""",
+    "a quiz": """Is a whale a fish? No, a whale is a mammal. Is a shark a fish? Yes, a shark is a fish. Is a seal a
+        fish? No, a seal is a mammal. Is a bat a bird? No, a bat is a mammal. Is a penguin a bird? Yes, it is.""",
+    "a list": """
+1. Put flour into the red bowl and stir for 1 minute.
+2. Put milk into the blue bowl and stir for 2 minutes.
+3. Put salt into the big bowl and stir for 3 minutes.
+4. Put eggs into the old bowl and stir for 4 minutes.
+5. Put sugar into the new bowl and stir for 5 minutes.""",
     "a table": "| month | sun | rain |\n|---|---|---|\n"
     + "\n".join(
-        f"| {month} | low | high |" for month in "January February March April May June July August".split()
+        f"| {month} | low | high |" for month in ("January", "February", "March", "April", "May", "June")
     ),
-    "code without a fence": "def f(x):\n    if x > 0:\n        return x\n    if x < 0:\n        return -x\n    return 0\n\n"
-    "for x in range(10):\n    print(f(x))\nfor x in range(20):\n    print(f(x), x)\nfor x in range(30):\n    print(x)\n",
+    "code without a fence": """def f(x):
+    if x > 0:
+        return x
+    if x < 0:
+        return -x
+    return 0
+
+for x in range(10):
+    print(f(x))
+for x in range(20):
+    print(f(x), x)
+for x in range(30):
+    print(x)
+""",
 }
 
 

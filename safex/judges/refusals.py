@@ -53,14 +53,15 @@ _BEHIND_NO = re.compile(
 )
 _FULL_STOP = re.compile(r"(?<=[.!?])\s+")
 _ADDRESS = re.compile(
-    r"\b(?:i|me|my|mine|we|us|our|here|(?:this|the) (?:reply|answer|response|text|message|chat|conversation)|"
+    r"\b(?:i|me|my|mine|we|us|our|here|this (?:reply|answer|response|text|message|chat|conversation)|"
     r"(?:you|whoever|anyone|readers?)\b.*\b(?:asked|hoped|hoping|came|wanted?|expected|expecting|looking|sought|after)|"
     r"(?:give|tell|offer|show|teach) you|(?:guidance|instructions?|recipes?|details?|manuals?|guides?)\b.*\byou)\b"
 )
 _WITHHELD = re.compile(
     r"\b(?:not|no|never|nothing|none|nobody|without|cannot|neither|nor|missing|vague|silent|silence|blank|dark|rather|"
     r"clos(?:e|es|ed|ing)|stop(?:s|ped)?|ends?|ended|finish(?:es|ed)?|leave|leaving|left|keep|kept|limits?|the most|"
-    r"other than|(?:some|any)(?:body|one) else|elsewhere|disappoint\w*|empty|stay(?:s|ing)? (?:with|where)|curtain|veil|lid|(?:poor|dis) ?service|withh\w+|declin\w+|refus\w+|irresponsibl[ey])\b"
+    r"other than|(?:some|any)(?:body|one) else|elsewhere|disappoint\w*|empty|stay(?:s|ing)? (?:with|where)|curtain|"
+    r"veil|lid|(?:poor|dis) ?service|withh\w+|declin\w+|refus\w+|irresponsibl[ey])\b"
 )
 _DIRECTION = re.compile(r"(?:to|for|if you (?:have|need|want|like))\b")
 _SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")

@@ -180,7 +180,8 @@ class _Reader:
         It is the closing that balances all openings, else the first that no sentence goes on through, else the first;
         without a closing the answer's mark, or a tool call.
         """
-        depth, closings = 1, []
+        depth = 1
+        closings: list[tuple[bool, Mark]] = []
         for number, mark in enumerate(self._behind(at)):
             if closings and number >= MOST_MARKS:
                 break
