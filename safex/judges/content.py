@@ -67,13 +67,16 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(_UNSPACED.sub(lambda match: f" {match[0]} ", text))
 
 
-def problem(text: str, words: Sequence[str], min_words: int = MIN_WORDS) -> str | None:
-    """Why plain ``text`` is no answer, or None; ``words`` are its words without an opening such as "sure"."""
+def problem(text: str, words: Sequence[str], min_words: int = MIN_WORDS, lines: str = "") -> str | None:
+    """Why plain ``text`` is no answer, or None; ``words`` are its words without an opening such as "sure".
+
+    ``lines`` is the text as it was written: plain text has no lines.
+    """
     if foreign := _not_language(text):
         return foreign
     if len(words) < min_words:
         return f"has {len(words)} words of content, fewer than {min_words}"
-    return _repeats(text, words) if words else None
+    return _repeats(text, words, lines or text) if words else None
 
 
 def _not_language(text: str) -> str | None:
@@ -99,7 +102,7 @@ def _odd_words(text: str) -> str | None:
     return "is not language: words without vowels" if odd > VOWELLESS_SHARE * max(len(latin), 3) else None
 
 
-def _repeats(text: str, words: Sequence[str]) -> str | None:
+def _repeats(text: str, words: Sequence[str], lines: str) -> str | None:
     words = [
         word for word in words if not word.isdigit()
     ] or words  # the numbers of a list don't make its items new
@@ -114,10 +117,14 @@ def _repeats(text: str, words: Sequence[str]) -> str | None:
         looped = _longest_loop(words, period)
         if looped >= TAIL_ROUNDS * period and looped >= max(TAIL_SHARE * len(words), MANY_WORDS):
             return f"repeats itself: {looped} of {len(words)} words are one loop"
-    if varied := _varied_loop(text, words):
+    if varied := _varied_loop(text, words, lines):
         return varied
     grams = _grams(words, GRAM)
-    if len(grams) >= MANY_GRAMS and len(set(grams)) < NEW_SHARE * len(grams) and not _grows(text):
+    if (
+        len(grams) >= MANY_GRAMS
+        and len(set(grams)) < NEW_SHARE * len(grams)
+        and not (_grows(text) or _grows(lines))
+    ):
         return f"repeats itself: {len(grams) - len(set(grams))} of {len(grams)} runs of {GRAM} words were said before"
     data = text.encode("utf-8", "replace")
     if len(data) >= DENSE_BYTES and len(zlib.compress(data, 9)) < DENSE_RATIO * len(data):
@@ -129,7 +136,7 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
 
 
-def _varied_loop(text: str, words: Sequence[str]) -> str | None:
+def _varied_loop(text: str, words: Sequence[str], lines: str) -> str | None:
     """Why prose is a loop with small changes, or None: few different words, in runs that were said before."""
     solid = len(text) - sum(map(str.isspace, text))
     if len(words) < WINDOW or sum(map(str.isalnum, text)) + len(_MARK.findall(text)) < PROSE_SHARE * solid:
@@ -140,7 +147,11 @@ def _varied_loop(text: str, words: Sequence[str]) -> str | None:
         return None
     share = _different(words)
     few = share <= FEW_DIFFERENT or (old >= HALF_OLD and share < SOME_DIFFERENT)
-    return f"repeats itself: {share:.0%} different words" if few and not _grows(text) else None
+    return (
+        f"repeats itself: {share:.0%} different words"
+        if few and not (_grows(text) or _grows(lines))
+        else None
+    )
 
 
 def _different(words: Sequence[str]) -> float:
@@ -158,10 +169,10 @@ def _different(words: Sequence[str]) -> float:
 
 
 def _grows(text: str) -> bool:
-    """Whether a whole text brings new words with most sentences, as a song that adds a verse to a verse."""
+    """Whether a whole text brings new words with most sentences or lines, as a song that adds a verse to a verse."""
     known: set[str] = set()
     new = []
-    for sentence in _STOP.split(text):
+    for sentence in _STOP.split(text.lower()):
         if words := {word for word in words_of(sentence) if not word.isdigit()}:
             new.append(not words <= known)
             known |= words
