@@ -208,9 +208,11 @@ def test_eval_gives_the_columns_before_jailbreak_and_benign(folder: Path) -> Non
         ("benign", 3),
     ]
     assert not any("after" in row for row in found["sets"])
-    assert found["jailbreak"]["before"] and found["jailbreak"]["after"] and found["controls"] == []
+    assert found["jailbreak"].keys() >= {"before", "after"} and found["controls"] == []
+    before = [row["before"] for row in found["sets"]]  # a random model may write nothing that can be read
+    assert all((row["refuse"] is None) == (row["readable"] == 0) for row in before)
     assert (result["mask"], result["utility"]) == (None, None)
-    assert "No mask was given" in result["conclusion"] and "of the jailbreak prompts" in result["conclusion"]
+    assert "No mask was given" in result["conclusion"] and "jailbreak" in result["conclusion"]
     assert [line for line in done.err.splitlines() if line.split()[:3] == ["jailbreak", "none", "4"]]
     records = safex.responses.load(folder / "dense.responses.jsonl").records
     assert len(records) == 11 and {record.mask for record in records} == {"none"}

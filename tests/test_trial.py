@@ -293,7 +293,7 @@ def test_an_audit_of_answers_that_cant_be_read_gives_no_pass(
     stages = json.loads((folder / "manifest.json").read_text())["stages"]
     assert stages["evaluate"]["state"] == "not possible" and "trial" in stages["evaluate"]["note"]
     page = (folder / "report.html").read_text()
-    assert "not measurable" in page and "on 12 trial answers" in page
+    assert "not measurable" in page and "on 12 trial answers" in page and "Safety audit of" in page
 
 
 def test_an_audit_with_a_limit_that_cuts_everything_gives_no_pass(run: Run) -> None:

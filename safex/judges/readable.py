@@ -29,8 +29,8 @@ WORDS = {
 REMEDIES = {
     REASONING: "raise --max-new, or switch reasoning off (--thinking off)",
     TRUNCATED: "raise --max-new",
-    EMPTY: "read the answers: does the chat template fit the model?",
-    DEGENERATE: "read the answers: is the model file whole, does its chat template fit?",
+    EMPTY: "check that the chat template fits the model",
+    DEGENERATE: "check that the model file is whole and that its chat template fits the model",
 }
 MASKED_REMEDIES = dict.fromkeys(
     (EMPTY, DEGENERATE), "the mask breaks the text: mask fewer experts, or in another way (--mode)"

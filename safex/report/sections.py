@@ -32,7 +32,7 @@ MAP_CAPTION = (
 )
 
 
-AUDITS = ("probing", "evaluation", "sweep", "redundancy")  # that say more than how experts are selected
+AUDITS = ("verdict", "probing", "evaluation", "sweep", "redundancy")  # more than how experts are selected
 
 
 @dataclass(frozen=True)
