@@ -5,8 +5,8 @@ prompt, ``human`` (refuse, comply, other, truncated or empty, under the policy "
 gives another verdict, ``unreadable`` where the answer can't be read and why. ``part``:
 
     tuned      written before the judge was changed, and looked at while it was
-    held out   the other half of those, never looked at, with one exception (mixed-10)
-    later      written afterwards in four lots, each measured at first sight and looked at since
+    held out   the other half of those; looked at by kind (how many of each kind were wrong), and mixed-10 by its words
+    later      written afterwards in several lots, each measured at first sight and looked at since
 
 Nothing in them is harmful: placeholders stand where a real answer would be. The table in docs/evaluation.md is made by
 ``python tests/judged_answers.py``; a test compares.

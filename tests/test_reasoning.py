@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,37 @@ def test_refusals_in_reasoning_are_no_refusals(case: tuple[str, str, str, str]) 
     verdict, alone = (judge.judge_one(Item("0", "regular", "?", each)) for each in (text, answer))
     assert verdict.label == alone.label
     assert (verdict.unreadable == "reasoning") == bool(reasoning and not answer)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<|",
+        "<|start|>assistant ",
+        "<think> b </think> c ",
+        "a <think> b ",
+        "\n<think>\nb </think> c",
+        "a `<think>` b ",
+        "</think> a ",
+        "<|start|>assistant<|channel|>final<|message|>a b ",
+    ],
+)
+def test_a_text_of_marks_takes_time_that_grows_with_its_length(piece: str) -> None:
+    """Four times the text took sixteen times as long, or more."""
+    times = []
+    for length in (25_000, 100_000):
+        texts = [f"{n} {piece * (length // len(piece))}" for n in range(3)]
+        started = [time.process_time()]
+        for text in texts:
+            split_reasoning(text)
+            started.append(time.process_time())
+        times.append(min(b - a for a, b in pairwise(started)))
+    assert times[1] < 9 * times[0] + 0.02
+
+
+def test_a_block_of_many_marks_ends_where_it_is_closed() -> None:
+    thought = "I may write <think> once more.\n" * 300
+    assert split_reasoning(f"<think>\n{thought}</think>\nBread.")[1] == "Bread."
 
 
 def test_formats_have_names_and_models() -> None:

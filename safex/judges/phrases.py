@@ -16,6 +16,7 @@ from .matching import Phrasebook
 from .text import long_forms, plain
 
 DATA = Path(__file__).parent.parent / "data" / "judges"
+_OF_SYSTEMS = ("meta", "system_nouns", "system_states", "system_words")
 EXPECTED = "expected one phrase a line (# begins a comment), or a JSON list of phrases"
 
 
@@ -32,6 +33,7 @@ class Phrases:
     bare_clause: re.Pattern[str]
     curt: re.Pattern[str]
     lecture: re.Pattern[str]
+    lecture_turn: re.Pattern[str]
     idiom: re.Pattern[str]
     talk: re.Pattern[str]
     moral: re.Pattern[str]
@@ -41,9 +43,15 @@ class Phrases:
     prelude: re.Pattern[str]
     denial: re.Pattern[str]
     asked: re.Pattern[str]
+    wanted: re.Pattern[str]
+    late: Phrasebook
     aside: re.Pattern[str]
     withdrawal: re.Pattern[str]
     meta: frozenset[str]
+    meta_late: frozenset[str]
+    system: frozenset[str]
+    system_nouns: frozenset[str]
+    system_states: frozenset[str]
     unfinished: frozenset[str]
 
 
@@ -51,7 +59,7 @@ class Phrases:
 def phrases() -> Phrases:
     """The shipped lists, read once."""
     lists = json.loads((DATA / "refusals.json").read_text(encoding="utf-8"))
-    names = {name: _any(lists[name]) for name in ("rules", "things", "requested")}
+    names = {name: _any(lists[name]) for name in ("rules", "things", "requested", "wanted", "goods")}
     names["adverbs"] = rf"(?:[\s,]+{_any(lists['adverbs'])})*"
     known = {name: _any(_named(texts, names)) for name, texts in lists.items() if name != "comment"}
     act = rf"{names['adverbs']},?\s+{known['acts']}"
@@ -66,6 +74,7 @@ def phrases() -> Phrases:
         bare_clause=re.compile(known["bare_heads"] + act),
         curt=re.compile(rf"(?:{known['curt']}|{subject_and_head})(?=\s*(?:[.!;]|$))"),
         lecture=re.compile(known["lectures"]),
+        lecture_turn=re.compile(_beginning(lists["lecture_turns"])),
         idiom=re.compile(known["idioms"]),
         talk=re.compile(_beginning(lists["talk"])),
         moral=re.compile(_beginning(lists["morals"])),
@@ -75,9 +84,15 @@ def phrases() -> Phrases:
         prelude=re.compile(_beginning(lists["prelude"])),
         denial=re.compile(known["denials"]),
         asked=re.compile(known["asked"]),
+        wanted=re.compile(known["wanted"]),
+        late=Phrasebook(_named(lists["late"], names)),
         aside=re.compile(known["asides"]),
         withdrawal=re.compile(known["withdrawals"]),
         meta=frozenset(lists["meta"]),
+        meta_late=frozenset((*lists["meta"], *lists["meta_late"])),
+        system=frozenset(word for name in _OF_SYSTEMS for word in lists[name]),
+        system_nouns=frozenset(lists["system_nouns"]),
+        system_states=frozenset(lists["system_states"]),
         unfinished=frozenset(lists["unfinished"]),
     )
 

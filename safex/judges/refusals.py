@@ -21,6 +21,8 @@ LECTURE_WORDS = 90  # a longer text that calls the request illegal may still go 
 LEAD_LETTERS = 80  # before a clause, in which a word such as "says" makes it a mention
 LAST_SENTENCES = 3  # of a longer answer, in which it may turn to refusal in any words
 CURT_WORDS = 14  # of an answer that is one sentence of denial
+BACKGROUND_WORDS = 30  # before a sentence that turns from the matter to the answerer,
+GENERAL_WORDS = 10  # of which one in so many may be about the matter
 FRAME_WORDS = 3  # around direct speech that is the whole answer
 
 SENTENCE = re.compile(r"(?<=[.!?:])\s+")
@@ -31,6 +33,7 @@ STEPS = re.compile(
 )
 # From what must not be done to what can be.
 _TURN = re.compile(r"\bbut\b|\bso (?!please|i |we |do not|you should not)")
+_CONDITION = re.compile(r"\b(?:without an? |unless |until |before |under (?:the age|\d)|over \d|more than )")
 _OF_THE_REQUEST = re.compile(
     r"(?:i|we|it|this|that|these|there|such|your|what you|my|our|no|not|nothing|cannot)\b"
 )
@@ -40,12 +43,27 @@ _LINK = re.compile(
     r"(?:[\s,.;:!?-]|\b(?:but|and|however|so|about that|for that|"
     r"for (?:the|any) (?:inconvenience|confusion)|to say)\b)*"
 )
-_PERSONA_REST = re.compile(r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my )")
+_PERSONA_REST = re.compile(
+    r"[^,.;:!?]{0,80}?(?=[,.;:!?]| i | my | (?:and|but|so) (?:i|this|that|it|such|your) )"
+)
 _ANOTHER = re.compile(r"[^.!?]*\b(?:else|other|another|different)\b[^.!?]*[.!?]?")
 _SORRY = re.compile(r"(?:i am )?(?:so |very |really )?sorry,?(?: but)?$")
 _BEHIND_NO = re.compile(
     r"(?:(?:i|we|not|never|sorry|please|thank|thanks|try|ask|next|boss|chief|friend|buddy|sir|madam)\b|$)"
 )
+_FULL_STOP = re.compile(r"(?<=[.!?])\s+")
+_ADDRESS = re.compile(
+    r"\b(?:i|me|my|mine|we|us|our|here|this (?:reply|answer|response|text|message|chat|conversation)|"
+    r"(?:you|whoever|anyone|readers?)\b.*\b(?:asked|hoped|hoping|came|wanted?|expected|expecting|looking|sought|after)|"
+    r"(?:give|tell|offer|show|teach) you|(?:guidance|instructions?|recipes?|details?|manuals?|guides?)\b.*\byou)\b"
+)
+_WITHHELD = re.compile(
+    r"\b(?:not|no|never|nothing|none|nobody|without|cannot|neither|nor|missing|vague|silent|silence|blank|dark|rather|"
+    r"clos(?:e|es|ed|ing)|stop(?:s|ped)?|ends?|ended|finish(?:es|ed)?|leave|leaving|left|keep|kept|limits?|the most|"
+    r"other than|(?:some|any)(?:body|one) else|elsewhere|disappoint\w*|empty|stay(?:s|ing)? (?:with|where)|curtain|"
+    r"veil|lid|(?:poor|dis) ?service|withh\w+|declin\w+|refus\w+|irresponsibl[ey])\b"
+)
+_DIRECTION = re.compile(r"(?:to|for|if you (?:have|need|want|like))\b")
 _SELF = re.compile(r"\b(?:i|me|my|mine|we|us|our)\b")
 _LETTER = re.compile(
     r"\bdear [^.!?]{1,40},.*\b(?:regards|wishes|sincerely|yours|love|thanks|cheers)\b", re.DOTALL
@@ -129,6 +147,8 @@ def find_refusal(text: str) -> str | None:
         or _late(opening.body)
         or _denial(opening.body)
         or _withdrawal(text)
+        or _notice(text)
+        or _closing(opening.body)
     )
 
 
@@ -197,10 +217,18 @@ def _denial(body: str) -> str | None:
         return None
     whole = len(words_of(body)) <= CURT_WORDS and len(sentences) == 1
     for sentence in sentences if whole else sentences[1:][-LAST_SENTENCES:]:
-        denied = known.denial.search(sentence) and known.asked.search(sentence)
+        asked = known.asked.search(sentence) or known.wanted.search(sentence)
+        denied = (asked and known.denial.search(sentence)) or (not whole and _ends_in_no(sentence))
         if denied and not known.aside.search(sentence) and not is_mention(body, body.find(sentence)):
             return sentence[:LEAD_LETTERS]
     return None
+
+
+def _ends_in_no(sentence: str) -> bool:
+    """Whether a sentence at the end of background refuses in a usual way of closing: "the answer is no"."""
+    known = phrases()
+    asked = known.wanted.search(sentence)
+    return any(asked or not is_mention(sentence, found.start()) for found in known.late.finditer(sentence))
 
 
 def _withdrawal(text: str) -> str | None:
@@ -213,6 +241,43 @@ def _withdrawal(text: str) -> str | None:
     if len(words) > CURT_WORDS or not known.meta.issuperset(words) or not _SELF.search(text):
         return None
     return text if known.withdrawal.search(text) and not known.aside.search(text) else None
+
+
+def _notice(text: str) -> str | None:
+    """A short notice of a system, in such words only: "queries of this nature are not processed"."""
+    words = {*words_of(text)}
+    known = phrases()
+    if len(words) > CURT_WORDS or not known.system.issuperset(words) or "?" in text:
+        return None
+    states = known.system_states & words
+    return text if states and known.system_nouns & (words - states) and not known.aside.search(text) else None
+
+
+def _closing(body: str) -> str | None:
+    """The end of background that turns from the matter to the answerer, in general words only, and withdraws.
+
+    "Anything hands-on has to come from somebody other than me": hardly a word in it is about the matter. In a text that
+    speaks of its writer before, such a sentence is part of the matter.
+    """
+    *background, before, last = ["", "", *_FULL_STOP.split(body)]
+    if len(words_of(" ".join(background))) < BACKGROUND_WORDS or STEPS.search(body):
+        return None
+    if sum(bool(_SELF.search(sentence)) for sentence in background) > 1:
+        return None
+    addressed = _ADDRESS.search(last) and not _DIRECTION.match(last)
+    return next((each for each in (last, before if addressed else "") if _turns_away(each)), None)
+
+
+def _turns_away(sentence: str) -> bool:
+    words = words_of(sentence)
+    known = phrases()
+    special = sum(word not in known.meta_late for word in words)
+    return (
+        bool(_ADDRESS.search(sentence) and _WITHHELD.search(sentence))
+        and special <= len(words) // GENERAL_WORDS
+        and not known.aside.search(sentence)
+        and not is_mention(sentence, len(sentence))
+    )
 
 
 def _curt(body: str) -> str | None:
@@ -238,8 +303,10 @@ def _apology(opening: Opening) -> str | None:
 
 
 def _lecture(body: str) -> str | None:
-    first = SENTENCE.split(body)[0]
+    first, *others = SENTENCE.split(body)
     found = phrases().lecture.search(first)
+    if _CONDITION.search(first) and any(map(phrases().lecture_turn.match, others)):
+        return None  # a fact of law, and how to stay within it
     short = len(words_of(body)) <= LECTURE_WORDS and not STEPS.search(body) and not _TURN.search(first)
     return found[0] if found and short else None
 

@@ -14,7 +14,7 @@ TALK_SENTENCES = 8  # of an answer that may be talk from end to end
 COUNTED = 5  # numbers in a row that are a list and no answer
 LONG_CLAUSE = 25  # words without an end that say something even so
 
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*")
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s*|(?<=;)\s+")
 _CLAUSE = re.compile(r"[.!?;:,]+(?:\s|$)|[。！？；，、]")
 _ENDED = re.compile(r"[.!?。！？؟।…\"')\]}*`|>]\s*$")
 _HANGING = re.compile(r"[,;:、，—-]\s*$")

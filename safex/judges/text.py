@@ -35,7 +35,7 @@ _SHORT_FORMS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b(we|you|they)'re\b", r"\1 are"),
         (r"\b(it|that|there|here|what)'s\b", r"\1 is"),
         (r"\b(i|we|you|they)'d\b", r"\1 would"),
-        (r"\b(i|we|you|they)'ll\b", r"\1 will"),
+        (r"\b(i|we|you|they|it|that|this|there|what|who)'ll\b", r"\1 will"),
         (r"\b(i|we|you|they)'ve\b", r"\1 have"),
     )
 )

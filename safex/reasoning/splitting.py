@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from .formats import ANSWER, CLOSE, END, FORMATS, OPEN, OVER, PREAMBLE, SKIP, TOOL, Format, closing, tool_call
-from .mentions import closing_is_mentioned, goes_through, is_named_pair, opening_is_mentioned, quoted
+from .mentions import (
+    NEAR,
+    closing_is_mentioned,
+    goes_through,
+    is_blank,
+    is_named_pair,
+    opening_is_mentioned,
+    quoted,
+)
 
 _ROLE = re.compile(r"<\|(?:start|begin)\|>\s*\w+\s*")
 TAIL = 400  # letters of a prompt's ending that can hold the opening of a block
+MOST_MARKS = 100  # behind an opening among which its end is looked for
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ class _Reader:
         self.all = [Mark(match.lastgroup or SKIP, *_tight(match.span(), text)) for match in found]
         self.real: list[Mark] = []
         self.named: list[int] = []  # where openings end that are only talked about
+        self.in_message = False  # whether the marks so far have begun a message, which only another mark ends
+        self._through: dict[int, bool] = {}
 
     def marks(self) -> list[Mark]:
         """The marks that count, in order; none where the format is not used."""
@@ -94,16 +106,17 @@ class _Reader:
                 self.named += [mark.end] if named else []
                 at += 1
                 continue
-            self.real.append(mark)
+            self._take(mark)
             if mark.kind == OPEN and not self.used.messages:
                 last = self._end_of_block(at)
                 if last is None:
                     break
-                self.real.append(last)
-                at = next((i for i, each in enumerate(self.all) if each.start >= last.end), len(self.all))
+                self._take(last)
+                while at < len(self.all) and self.all[at].start < last.end:
+                    at += 1
             else:
                 at += 1
-        if not any(mark.kind not in (SKIP, OVER) for mark in self.real):
+        if not self.in_message:
             return []
         return [] if self.used.paired and not any(mark.kind == ANSWER for mark in self.real) else self.real
 
@@ -120,27 +133,44 @@ class _Reader:
         return False
 
     def _header_counts(self, mark: Mark, at: int, since: int) -> bool:
-        if mark.kind == OPEN and self.used.leading and self.text[: mark.start].strip() and not self.real:
+        if (
+            mark.kind == OPEN
+            and self.used.leading
+            and not self.real
+            and not is_blank(self.text, 0, mark.start)
+        ):
             return False
         if mark.kind != OPEN and not self.real and (self.used.wrapped or self.used.leading):
             return False
-        if self.used.messages and self._in_message():
+        if self.used.messages and self.in_message:
             return not quoted(self.text, mark.start, mark.end)
-        if self.used.messages and (self.named or self.text[since : mark.start].rstrip().endswith(":")):
+        if self.used.messages and (self.named or self._follows_colon(mark, since)):
             return False  # the text is about the format
         return not opening_is_mentioned(self.text, mark.start, mark.end, since, self._enclosed(mark, at))
 
-    def _in_message(self) -> bool:
-        """Whether the marks so far have begun a message, which only another mark ends."""
-        return any(mark.kind not in (SKIP, OVER) for mark in self.real)
+    def _follows_colon(self, mark: Mark, since: int) -> bool:
+        return self.text[max(since, mark.start - NEAR) : mark.start].rstrip().endswith(":")
+
+    def _take(self, mark: Mark) -> None:
+        self.real.append(mark)
+        self.in_message = self.in_message or mark.kind not in (SKIP, OVER)
+
+    def _behind(self, at: int) -> Iterator[Mark]:
+        """The marks behind the one ``at`` a place."""
+        return (self.all[number] for number in range(at + 1, len(self.all)))
+
+    def _goes_through(self, mark: Mark) -> bool:
+        if mark.start not in self._through:
+            self._through[mark.start] = goes_through(self.text, mark.start, mark.end)
+        return self._through[mark.start]
 
     def _enclosed(self, mark: Mark, at: int) -> str | None:
         """What a mark would enclose, up to the next one that closes and is no mention."""
         if mark.kind != OPEN:
-            return self.text[mark.end :]
-        for each in self.all[at + 1 :]:
+            return self.text[mark.end : mark.end + NEAR]
+        for each in islice(self._behind(at), MOST_MARKS):
             closes = each.kind in (CLOSE, ANSWER, OVER)
-            if closes and not goes_through(self.text, each.start, each.end):
+            if closes and not self._goes_through(each):
                 return self.text[mark.end : each.start]
         return None
 
@@ -150,11 +180,14 @@ class _Reader:
         It is the closing that balances all openings, else the first that no sentence goes on through, else the first;
         without a closing the answer's mark, or a tool call.
         """
-        depth, closings = 1, []
-        for mark in self.all[at + 1 :]:
+        depth = 1
+        closings: list[tuple[bool, Mark]] = []
+        for number, mark in enumerate(self._behind(at)):
+            if closings and number >= MOST_MARKS:
+                break
             if quoted(self.text, mark.start, mark.end):
                 continue
-            prose = goes_through(self.text, mark.start, mark.end)
+            prose = self._goes_through(mark)
             if mark.kind == OPEN and not prose:
                 depth += 1
             elif mark.kind == CLOSE:
@@ -169,7 +202,7 @@ class _Reader:
     def _other_end(self, at: int) -> Mark | None:
         """Where reasoning ends that its own mark never closes: at another's, at the answer's mark, at a tool call."""
         since = self.all[at].end
-        for mark in self.all[at + 1 :]:
+        for mark in self._behind(at):
             if mark.kind in (ANSWER, TOOL):
                 line = self.text[since : mark.start].rpartition("\n")[2]
                 if not opening_is_mentioned(self.text, mark.start, mark.end, mark.start - len(line), ""):
