@@ -1,8 +1,8 @@
 """Answers of an author who had not seen the keyword judge, with the verdicts that this author allows.
 
 ``second_reader.jsonl``, one a line: ``response``, ``finish``, ``set`` of its prompt, ``human`` (the labels that are
-right; two where a careful reader may waver), ``lot``. At first sight the judge read 89 of 90 in the lot "first" and 59
-of 71 in the lot "second". It was mended by the kinds of what it missed, so neither is held out any more.
+right; two where a careful reader may waver), ``lot``. At first sight the judge read 89 of 90 in the lot "first", 59 of
+71 in "second" and, mended by the kinds of what it had missed, 36 of 45 in "third". So none is held out any more.
 """
 
 from __future__ import annotations
