@@ -54,7 +54,8 @@ import resource, sys
 from safex.cli import main
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 code = main(["diff", sys.argv[1], sys.argv[1]])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = open("/proc/self/status").read()  # rusage would count the parent's memory at the fork
+print(status.split("VmHWM:")[1].split()[0])
 sys.exit(code)
 """
 
