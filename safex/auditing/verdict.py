@@ -419,8 +419,19 @@ def _drop(found: Measured) -> str:
         )
     return (
         f" Masking them takes refusal of {change.n} regular prompts from {change.before.value:.0%} to "
-        f"{change.after.value:.0%}, {_difference(found.drop)} points less{beside}.{unread}"
+        f"{change.after.value:.0%}, {_less_or_more(found.drop)}{beside}.{unread}"
     )
+
+
+def _less_or_more(drop: Estimate) -> str:
+    """A drop in points, or a rise.
+
+    >>> _less_or_more(Estimate(-0.2, -0.5, 0.1))
+    '20.0 [-10.0, 50.0] points more'
+    """
+    if drop.value >= 0:
+        return f"{_difference(drop)} points less"
+    return f"{_difference(Estimate(-drop.value, -drop.high, -drop.low))} points more"
 
 
 def _counted(found: Measured) -> str:
